@@ -29,8 +29,8 @@ pub mod tls;
 pub mod upstream;
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
@@ -81,6 +81,24 @@ pub struct Fleet {
     observer: Observer,
 }
 
+/// The zero of `millis`. A while before the first use, since the clock of a test may stand still from before.
+static CLOCK_ZERO: LazyLock<Instant> = LazyLock::new(|| {
+    let now = now();
+    now.checked_sub(Duration::from_secs(3600)).unwrap_or(now)
+});
+
+/// Returns an instant as a number of milliseconds, so that atomics can hold it and a choice among many
+/// upstreams converts its own instant once. Never 0 or the largest number.
+fn millis(at: Instant) -> u64 {
+    let millis = at.saturating_duration_since(*CLOCK_ZERO).as_millis();
+    u64::try_from(millis).unwrap_or(u64::MAX).clamp(1, u64::MAX - 1)
+}
+
+/// Returns the instant of `millis`.
+fn instant(millis: u64) -> Instant {
+    *CLOCK_ZERO + Duration::from_millis(millis)
+}
+
 /// The clock of the fleet: the runtime's, so that tests can move it.
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
@@ -93,7 +111,7 @@ impl Fleet {
         let (sender, inbox) = mpsc::channel(MAX_KEEPER_MESSAGES);
         let rules = BreakerRules { health: config.health.clone(), breaker: config.breaker };
         let fleet = Arc::new(Fleet {
-            snapshot: ArcSwap::from_pointee(Snapshot::new(Vec::new(), Vec::new())),
+            snapshot: ArcSwap::from_pointee(Snapshot::new(Vec::new(), Vec::new(), None)),
             published: watch::Sender::new(0),
             turn: AtomicU64::new(0),
             client: UpstreamClient,

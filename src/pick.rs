@@ -29,10 +29,14 @@
 //! a draw falls in proportion to the weights. Round robin is the preset in which nothing costs
 //! anything and the draw is a turn instead of a random number.
 //!
+//! Among many candidates only those that can win are compared, see `shortlist::shortlist`.
+//!
 //! Balancers with the same stale numbers would all choose the same upstream. So each cost is raised by a
 //! random share of up to `jitter`, which grows with the age of the numbers.
 //!
 //! Pure: no clock, lock, I/O or state; the same candidates, knobs and seed always give the same choice.
+
+pub mod shortlist;
 
 use crate::config::types::{Balance, Preset};
 
@@ -118,12 +122,26 @@ pub fn jitter(age: f64) -> f64 {
 
 /// Returns the cost of sending the request to `candidate`, in prompt tokens.
 pub fn cost(candidate: &Candidate, knobs: &Balance) -> f64 {
+    cost_with(candidate, candidate.missing, knobs)
+}
+
+/// Returns the cost if the upstream lacked so many tokens of the prompt.
+fn cost_with(candidate: &Candidate, missing: u64, knobs: &Balance) -> f64 {
     let work = knobs.backlog * candidate.backlog as f64
-        + (knobs.missing + knobs.stall * candidate.active as f64) * candidate.missing as f64
+        + (knobs.missing + knobs.stall * candidate.active as f64) * missing as f64
         + knobs.active * candidate.active as f64
         + knobs.context * candidate.context as f64
         + candidate.session_penalty as f64;
     work / candidate.weight
+}
+
+// === impl DrawSeed ===
+
+impl DrawSeed {
+    /// Returns the factor by which a candidate's cost is raised.
+    fn raise(&self, index: usize) -> f64 {
+        1.0 + self.jitter * unit_interval(mix(self.random, index))
+    }
 }
 
 /// Chooses the candidate for the request; `None` only without candidates.
@@ -131,8 +149,7 @@ pub fn pick(candidates: &[Candidate], knobs: &Balance, seed: DrawSeed) -> Option
     if let [only] = candidates {
         return Some(Choice { index: only.index, cost: cost(only, knobs), reason: ChoiceReason::Only });
     }
-    let seen =
-        |c: &Candidate| cost(c, knobs) * (1.0 + seed.jitter * unit_interval(mix(seed.random, c.index)));
+    let seen = |c: &Candidate| cost(c, knobs) * seed.raise(c.index);
     let least = candidates.iter().map(seen).min_by(f64::total_cmp)?;
     let bound = least * (1.0 + TIE_SHARE);
     let equals = || candidates.iter().filter(|c| seen(c) <= bound);

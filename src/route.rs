@@ -10,6 +10,7 @@
 //! translate      turns a Responses request into a chat, and the chat's answer into a response
 //! usage          requests the usage of streams, and removes from the answer what that adds
 //! capture        the same for the fields that the record of a call needs
+//! upstreams      the upstreams of a route as a set, for one snapshot of the fleet
 //! cumulative     turns chats that continue from recorded tokens into completions
 //! ```
 
@@ -26,5 +27,6 @@ mod splice;
 pub mod stored;
 pub mod token_ids;
 pub mod translate;
+pub mod upstreams;
 pub mod usage;
 pub mod virtual_models;

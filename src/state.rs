@@ -219,10 +219,11 @@ impl State {
         let prompt = self.prompt(lookup);
         self.index.lookup(&lookup.chain, hits);
         hits.charge(share, candidates.len());
-        let places = self.places.load();
+        let terms = hits.terms(prompt);
+        let (places, is_held) = (self.places.load(), hits.known() > 0);
         for candidate in candidates {
-            let slot = places.slot(id(candidate));
-            hits.weigh(slot, prompt, candidate);
+            let slot = if is_held { places.slot(id(candidate)) } else { None };
+            hits.weigh(slot, &terms, candidate);
             let holds_all =
                 slot.filter(|_| lookup.unseen > 0 && candidate.hit as usize == lookup.chain.len());
             if let (Some(slot), Some(last)) = (holds_all, lookup.chain.last()) {
@@ -237,7 +238,7 @@ impl State {
 
     /// Sets on each candidate the penalty for moving the session there, after `weigh`: `bonus` times the
     /// tokens that the session's last upstream holds and the candidate does not. No candidate has a penalty
-    /// when the last upstream is not among them.
+    /// when the last upstream is not among them. Returns the index of the last upstream's candidate.
     pub fn add_session_penalty(
         &self,
         lookup: &PromptLookup,
@@ -245,10 +246,9 @@ impl State {
         now: Instant,
         candidates: &mut [Candidate],
         id: impl Fn(&Candidate) -> usize,
-    ) {
-        let Some(session) = lookup.session else { return };
-        let Some(bound) = self.sessions.find(session.key, self.millis(now)) else { return };
-        let Some(last) = candidates.iter().find(|candidate| id(candidate) == bound.upstream) else { return };
+    ) -> Option<usize> {
+        let bound = self.sessions.find(lookup.session?.key, self.millis(now))?;
+        let last = *candidates.iter().find(|candidate| id(candidate) == bound.upstream)?;
         let tokens = self.session_tokens(lookup);
         // Without a chain the cached part is unknown; the session's last request is the estimate.
         let (guess, uncached) = (bound.tokens.min(tokens), last.uncached);
@@ -258,6 +258,7 @@ impl State {
             let lost = if lookup.chain.is_empty() { guess } else { more };
             candidate.session_penalty = (lost as f64 * bonus) as u64;
         }
+        Some(last.index)
     }
 
     fn tails(&self) -> MutexGuard<'_, PromptTails> {

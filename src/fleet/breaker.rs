@@ -172,6 +172,16 @@ impl UpstreamStatus {
         }
     }
 
+    /// Whether the upstream admits all requests until the next event.
+    pub fn is_steady(&self) -> bool {
+        self.opens.is_none() && self.admits == Admits::All
+    }
+
+    /// Returns the time from which on the upstream has its full weight; `None`: it has it.
+    pub fn warm_at(&self) -> Option<Instant> {
+        self.warm_since.map(|since| since + WARM_UP)
+    }
+
     /// Returns the end of the trip; `None` when the upstream is not tripped or is gone.
     pub fn trip_end(&self) -> Option<Instant> {
         self.opens.filter(|_| !self.gone)

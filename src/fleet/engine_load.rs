@@ -1,9 +1,11 @@
 //! The load of an engine by its own `/metrics`, as its metrics reader last stored it.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
+
+use super::millis;
 
 /// The assumed length of a prompt before our first request, in tokens.
 pub(super) const DEFAULT_PROMPT_TOKENS: u64 = 1000;
@@ -30,24 +32,25 @@ pub struct GaugeReport {
 }
 
 /// The load of one upstream by its metrics, for the choice and for the admin API. Written by its metrics
-/// reader only, except for the counts that leases add. Relaxed: each number is a hint.
+/// reader only, except for the counts that leases add. Relaxed: each number is a hint. Every choice reads the
+/// first three.
+#[repr(C)]
 pub(super) struct EngineLoad {
     requests: AtomicU64,
     tokens: AtomicU64,
-    /// The end of validity of the two above, in milliseconds after `born`; 0: nothing was read.
+    /// The end of validity of the two above, by `fleet::millis`; 0: nothing was read.
     valid_until: AtomicU64,
     pub latest: ArcSwapOption<GaugeReport>,
     /// The number of all requests that this balancer has sent.
     pub sent: AtomicU64,
     /// The moving average of our prompts' tokens; 0 before the first.
     average_prompt: AtomicU64,
-    born: Instant,
 }
 
 // === impl EngineLoad ===
 
 impl EngineLoad {
-    pub fn new(born: Instant) -> Self {
+    pub fn new() -> Self {
         EngineLoad {
             requests: AtomicU64::new(0),
             tokens: AtomicU64::new(0),
@@ -55,7 +58,6 @@ impl EngineLoad {
             latest: ArcSwapOption::empty(),
             sent: AtomicU64::new(0),
             average_prompt: AtomicU64::new(0),
-            born,
         }
     }
 
@@ -72,8 +74,8 @@ impl EngineLoad {
         self.average_prompt.store(average, Relaxed);
     }
 
-    /// Returns the requests of other clients; none when no valid reading exists.
-    pub fn foreign(&self, now: Instant) -> ForeignLoad {
+    /// Returns the requests of other clients at `now`, by `fleet::millis`; none when no valid reading exists.
+    pub fn foreign(&self, now: u64) -> ForeignLoad {
         if !self.is_valid(now) {
             return ForeignLoad::default();
         }
@@ -83,20 +85,18 @@ impl EngineLoad {
     /// Returns the latest page's load while it is valid.
     pub fn gauge_report(&self, now: Instant) -> Option<GaugeReport> {
         let latest = self.latest.load();
-        latest.as_deref().filter(|_| self.is_valid(now)).copied()
+        latest.as_deref().filter(|_| self.is_valid(millis(now))).copied()
     }
 
-    fn is_valid(&self, now: Instant) -> bool {
-        let until = self.valid_until.load(Relaxed);
-        until > 0 && now < self.born + Duration::from_millis(until)
+    fn is_valid(&self, now: u64) -> bool {
+        now < self.valid_until.load(Relaxed)
     }
 
     /// Stores the foreign load, valid until `until`.
     pub fn set(&self, foreign: ForeignLoad, until: Instant) {
         self.requests.store(foreign.requests, Relaxed);
         self.tokens.store(foreign.tokens, Relaxed);
-        let millis = until.saturating_duration_since(self.born).as_millis();
-        self.valid_until.store(u64::try_from(millis).unwrap_or(u64::MAX).max(1), Relaxed);
+        self.valid_until.store(millis(until), Relaxed);
     }
 
     /// Invalidates the stored load.

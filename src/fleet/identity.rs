@@ -6,6 +6,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::aggregate::ModelCard;
 use crate::config::types::UpstreamConfig;
+use crate::route::upstreams::RouteNames;
 
 /// The id, the names and the models of one server.
 pub(super) struct UpstreamIdentity {
@@ -28,10 +29,11 @@ impl UpstreamIdentity {
         self.source.store(source(config));
     }
 
-    /// Whether a route that names `name` means this server: by its own name, or by the source that discovered
+    /// Whether a route with these names means this server: by its own name, or by the source that discovered
     /// it.
-    pub fn is_named(&self, name: &str) -> bool {
-        self.name == name || self.source.load().as_deref().is_some_and(|source| source == name)
+    pub fn is_among(&self, names: &RouteNames) -> bool {
+        names.contains(&self.name)
+            || self.source.load().as_deref().is_some_and(|source| names.contains(source))
     }
 }
 

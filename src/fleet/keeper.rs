@@ -130,7 +130,9 @@ impl Keeper {
 
     fn publish(&mut self) {
         let entries = |all: &[UpstreamRecord]| all.iter().map(|record| record.entry.clone()).collect();
-        let snapshot = Snapshot::new(entries(self.records.present()), entries(self.records.departed()));
+        let before = self.fleet.snapshot();
+        let (present, departed) = (entries(self.records.present()), entries(self.records.departed()));
+        let snapshot = Snapshot::new(present, departed, Some(&before));
         let max_ejected = self.fleet.rules.load().breaker.max_ejected;
         self.fleet.publish(snapshot.awaiting(self.awaited).ejecting(max_ejected));
         (self.changed, self.published_at) = (false, now());

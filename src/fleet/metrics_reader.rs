@@ -141,7 +141,7 @@ impl MetricsReader {
         let lifetime = report_lifetime(health.interval);
         if self.read_at.is_none_or(|read_at| begun >= read_at + lifetime) {
             // The previous page may have been a sibling's.
-            self.before = live.engine_load.foreign(begun).requests;
+            self.before = upstream.foreign(begun).requests;
         }
         let mark = OwnCounts::now(live);
         tokio::time::sleep(OWN_REQUEST_LINGER).await;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::millis;
 use crate::rate::Rate;
 
 /// The pace before the first observation.
@@ -29,12 +30,13 @@ const MAX_ESTIMATE: Duration = Duration::from_secs(600);
 /// The value of `next` while no prefill runs.
 const NO_PREFILL: u64 = u64::MAX;
 
-/// The prefill pace of one upstream, and its prefills whose ends are estimated.
+/// The prefill pace of one upstream, and its prefills whose ends are estimated. `next` comes first: every
+/// choice reads it.
+#[repr(C)]
 pub struct PrefillPace {
-    born: Instant,
-    rate: Rate,
-    /// The next estimated end of a prefill, in milliseconds after `born`.
+    /// The next estimated end of a prefill, by `fleet::millis`.
     next: AtomicU64,
+    rate: Rate,
     running: Mutex<RunningPrefills>,
 }
 
@@ -49,7 +51,7 @@ struct RunningPrefills {
 struct RunningPrefill {
     ticket: PrefillTicket,
     tokens: u64,
-    /// The estimated end, in milliseconds after `born`.
+    /// The estimated end, by `fleet::millis`.
     over: u64,
 }
 
@@ -59,11 +61,10 @@ pub struct PrefillTicket(u64);
 
 impl PrefillPace {
     /// Builds the pace of a new upstream.
-    pub fn new(now: Instant) -> Self {
+    pub fn new() -> Self {
         PrefillPace {
-            born: now,
-            rate: Rate::new(INITIAL_TOKENS_PER_SECOND, 1.0),
             next: AtomicU64::new(NO_PREFILL),
+            rate: Rate::new(INITIAL_TOKENS_PER_SECOND, 1.0),
             running: Mutex::default(),
         }
     }
@@ -88,7 +89,7 @@ impl PrefillPace {
     pub fn begin(&self, tokens: u64, ahead: u64, now: Instant) -> PrefillTicket {
         let seconds = (ahead + tokens) as f64 / self.tokens_per_second();
         let time = Duration::try_from_secs_f64(seconds).unwrap_or(MAX_ESTIMATE).min(MAX_ESTIMATE);
-        let over = self.millis(now + time) + 1;
+        let over = millis(now + time) + 1;
         let mut running = self.running();
         running.count += 1;
         let ticket = PrefillTicket(running.count);
@@ -106,12 +107,8 @@ impl PrefillPace {
         Some(prefill.tokens)
     }
 
-    /// Removes the prefills that are over at `now`, and returns their tokens.
-    pub fn take_over_at(&self, now: Instant) -> u64 {
-        if self.next.load(Relaxed) == NO_PREFILL {
-            return 0;
-        }
-        let now = self.millis(now);
+    /// Removes the prefills that are over at `now`, by `fleet::millis`, and returns their tokens.
+    pub fn take_over_at(&self, now: u64) -> u64 {
         if now < self.next.load(Relaxed) {
             return 0;
         }
@@ -134,10 +131,6 @@ impl PrefillPace {
     fn running(&self) -> MutexGuard<'_, RunningPrefills> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn millis(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.born).as_millis()).unwrap_or(NO_PREFILL - 1)
-    }
 }
 
 #[cfg(test)]
@@ -148,7 +141,7 @@ mod tests {
 
     #[test]
     fn learns_the_pace_from_long_prompts_only() {
-        let pace = PrefillPace::new(Instant::now());
+        let pace = PrefillPace::new();
         assert_eq!(pace.tokens_per_second(), 8_000.0);
         (0..10_000).for_each(|_| pace.learn(MIN_LEARNED_TOKENS - 1, SECOND));
         assert_eq!(pace.tokens_per_second(), 8_000.0);
@@ -159,22 +152,22 @@ mod tests {
     #[test]
     fn ends_a_prefill_once_at_its_estimated_time() {
         let now = Instant::now();
-        let pace = PrefillPace::new(now);
+        let pace = PrefillPace::new();
         let first = pace.begin(8_000, 0, now);
         let second = pace.begin(8_000, 8_000, now);
-        assert_eq!(pace.take_over_at(now + SECOND / 2), 0);
-        assert_eq!(pace.take_over_at(now + SECOND * 11 / 10), 8_000);
-        assert_eq!(pace.take_over_at(now + SECOND * 11 / 10), 0);
+        assert_eq!(pace.take_over_at(millis(now + SECOND / 2)), 0);
+        assert_eq!(pace.take_over_at(millis(now + SECOND * 11 / 10)), 8_000);
+        assert_eq!(pace.take_over_at(millis(now + SECOND * 11 / 10)), 0);
         assert_eq!((pace.end(first), pace.end(second), pace.end(second)), (None, Some(8_000), None));
-        assert_eq!(pace.take_over_at(now + SECOND * 100), 0);
+        assert_eq!(pace.take_over_at(millis(now + SECOND * 100)), 0);
     }
 
     #[test]
     fn limits_the_estimate_of_the_largest_prompts() {
         let now = Instant::now();
-        let pace = PrefillPace::new(now);
+        let pace = PrefillPace::new();
         pace.begin(u64::MAX / 2, u64::MAX / 2, now);
-        assert_eq!(pace.take_over_at(now + MAX_ESTIMATE - SECOND), 0);
-        assert_eq!(pace.take_over_at(now + MAX_ESTIMATE + SECOND), u64::MAX / 2);
+        assert_eq!(pace.take_over_at(millis(now + MAX_ESTIMATE - SECOND)), 0);
+        assert_eq!(pace.take_over_at(millis(now + MAX_ESTIMATE + SECOND)), u64::MAX / 2);
     }
 }

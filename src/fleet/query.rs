@@ -1,5 +1,9 @@
 //! The query of a request for the upstreams that may take it.
 
+use std::sync::Arc;
+
+use crate::route::upstreams::{RouteNames, RouteUpstreams};
+
 /// The requirements of a request for its upstream.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UpstreamQuery<'a> {
@@ -15,12 +19,12 @@ pub struct UpstreamQuery<'a> {
     pub declined: &'a [usize],
     /// The id of the only upstream that may take the request.
     pub only: Option<usize>,
-    /// The ids of the upstreams that may take the request; `None`: all. An unknown id means an upstream that
-    /// may still be discovered.
-    pub among: Option<&'a [usize]>,
+    /// The upstreams that may take the request; `None`: all. An unknown id means an upstream that may still
+    /// be discovered.
+    pub among: Option<&'a RouteUpstreams>,
     /// The names that `among` was resolved from: requests with equal names wait in one line of the queue,
     /// also when the names resolve to other upstreams later.
-    pub names: Option<&'a [String]>,
+    pub names: Option<&'a Arc<RouteNames>>,
     /// Routes define model names that no upstream serves: the error for an unknown model must list them.
     pub has_aliases: bool,
 }

@@ -23,6 +23,7 @@ use super::identity::UpstreamIdentity;
 use super::query::UpstreamQuery;
 use crate::observe::Observer;
 use crate::observe::queue::QueueEnd;
+use crate::route::upstreams::RouteNames;
 use pace::AdmissionPace;
 
 /// The upstreams that a request waits for; requests with equal keys wait in one line.
@@ -32,7 +33,7 @@ pub(super) struct QueueKey {
     only: Option<usize>,
     /// The upstream names of the request's route. Names rather than ids, so that an upstream that joins
     /// under one of them serves the requests that wait already, and later requests join the same line.
-    names: Option<Vec<String>>,
+    names: Option<Arc<RouteNames>>,
     /// The ids of the allowed upstreams, for requests without `names`.
     among: Option<Vec<usize>>,
     tried: Vec<usize>,
@@ -102,16 +103,16 @@ impl QueueKey {
         // A request that may return to an upstream that it tried may take any place.
         let mut tried = if query.again { Vec::new() } else { query.tried.to_vec() };
         tried.sort_unstable();
-        let names = query.names.map(<[String]>::to_vec);
-        let among = query.among.filter(|_| names.is_none()).map(<[usize]>::to_vec);
+        let names = query.names.cloned();
+        let among = query.among.filter(|_| names.is_none()).map(|among| among.ids().to_vec());
         QueueKey { model: query.model.map(str::to_string), only: query.only, names, among, tried }
     }
 
     /// Whether the upstream can take the requests of this key.
     fn served_by(&self, upstream: &UpstreamIdentity) -> bool {
         self.only.is_none_or(|only| only == upstream.id)
-            && self.names.as_ref().is_none_or(|names| names.iter().any(|name| upstream.is_named(name)))
-            && self.among.as_ref().is_none_or(|among| among.contains(&upstream.id))
+            && self.names.as_ref().is_none_or(|names| upstream.is_among(names))
+            && self.among.as_ref().is_none_or(|among| among.binary_search(&upstream.id).is_ok())
             && !self.tried.contains(&upstream.id)
             && self
                 .model

@@ -1,18 +1,25 @@
 //! The immutable view of the fleet on which one routing decision is based.
 
 mod common_model;
+mod directory;
+mod filter;
 mod floor;
 
-use std::collections::HashMap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::breaker::{Admits, UpstreamState};
+use super::breaker::UpstreamState;
 use super::lease::{Lease, RequestWork};
 use super::query::UpstreamQuery;
 use super::snapshot_entry::SnapshotEntry;
+use super::upstream::Upstream;
 use crate::config::types::Breaker;
 use crate::pick::Candidate;
+use crate::route::upstreams::{PlaceSet, RouteUpstreams};
+use directory::FleetDirectory;
+use filter::{CandidateFilter, FilterRow, SuitableEntries};
 use floor::EjectionFloor;
 
 /// The result of filtering the fleet for a request.
@@ -41,8 +48,15 @@ pub struct Snapshot {
     pub entries: Vec<SnapshotEntry>,
     /// Upstreams that were removed by force and have requests in flight, which end when the upstream is gone.
     departed: Vec<SnapshotEntry>,
+    directory: Arc<FleetDirectory>,
+    /// What the filter reads of each entry.
+    rows: Vec<FilterRow>,
+    all: PlaceSet,
+    /// The entries that admit all requests at any time.
+    steady: PlaceSet,
+    tripped: PlaceSet,
     /// The entries that serve each model, ready or not.
-    by_model: HashMap<String, Vec<usize>>,
+    by_model: HashMap<String, PlaceSet>,
     /// All upstreams serve the same names, and no upstream with other names may still be discovered. Then the
     /// model does not affect routing, and any upstream can answer a request for an unknown one.
     uniform: bool,
@@ -50,45 +64,54 @@ pub struct Snapshot {
     aliases: Vec<String>,
     /// Until when sources that have not answered yet may list upstreams.
     awaited: Option<Instant>,
-    /// Some upstream is tripped.
-    any_tripped: bool,
     /// `breaker.max_ejected`.
     max_ejected: f64,
-}
-
-// === impl UpstreamQuery ===
-
-impl UpstreamQuery<'_> {
-    /// Whether the request may go to this upstream, regardless of its state.
-    fn allows(&self, entry: &SnapshotEntry) -> bool {
-        self.only.is_none_or(|only| only == entry.upstream.id) && entry.is_among(self.among)
-    }
 }
 
 // === impl Snapshot ===
 
 impl Snapshot {
-    pub(super) fn new(entries: Vec<SnapshotEntry>, departed: Vec<SnapshotEntry>) -> Self {
-        let mut by_model: HashMap<String, Vec<usize>> = HashMap::new();
-        let mut aliases: Vec<String> = Vec::new();
+    /// Builds a snapshot; `before` is the one that it replaces, for what has not changed.
+    pub(super) fn new(
+        entries: Vec<SnapshotEntry>,
+        departed: Vec<SnapshotEntry>,
+        before: Option<&Snapshot>,
+    ) -> Self {
+        let mut by_model: HashMap<String, PlaceSet> = HashMap::new();
+        let (mut aliases, mut known_aliases): (Vec<String>, HashSet<&str>) = Default::default();
         let staying = || entries.iter().enumerate().filter(|(_, entry)| !entry.removing);
         for (index, entry) in staying() {
             for card in entry.models.iter() {
-                let known = by_model.entry(card.id.clone()).or_default();
-                if known.last() != Some(&index) {
-                    known.push(index);
+                match by_model.get_mut(&card.id) {
+                    Some(known) => known.insert(index),
+                    None => drop(by_model.insert(card.id.clone(), PlaceSet::from_iter([index]))),
                 }
-                if entry.can_serve() && !aliases.contains(&card.id) {
+                if entry.can_serve() && known_aliases.insert(&card.id) {
                     aliases.push(card.id.clone());
                 }
             }
         }
-        let serves_all = |entry: &SnapshotEntry| aliases.iter().all(|alias| entry.serves(alias));
-        let known = |entry: &SnapshotEntry| entry.status.state != UpstreamState::Unknown && serves_all(entry);
-        let uniform = staying().all(|(_, entry)| known(entry)) && by_model.len() == aliases.len();
-        let any_tripped = entries.iter().any(|entry| entry.status.state == UpstreamState::Tripped);
-        let max_ejected = Breaker::default().max_ejected;
-        Snapshot { entries, departed, by_model, uniform, aliases, awaited: None, any_tripped, max_ejected }
+        let all_known = staying().all(|(_, entry)| entry.status.state != UpstreamState::Unknown);
+        let count = staying().count();
+        let by_all = |model: &String| by_model.get(model).is_some_and(|serving| serving.count() == count);
+        let uniform = all_known && by_model.len() == aliases.len() && aliases.iter().all(by_all);
+        let those = |is: fn(&SnapshotEntry) -> bool| -> PlaceSet {
+            entries.iter().enumerate().filter(|(_, entry)| is(entry)).map(|(index, _)| index).collect()
+        };
+        Snapshot {
+            directory: FleetDirectory::of(&entries, before.map(|before| &before.directory)),
+            rows: entries.iter().map(FilterRow::of).collect(),
+            all: those(|_| true),
+            steady: those(SnapshotEntry::is_steady),
+            tripped: those(|entry| entry.status.state == UpstreamState::Tripped),
+            departed,
+            by_model,
+            uniform,
+            aliases,
+            awaited: None,
+            max_ejected: Breaker::default().max_ejected,
+            entries,
+        }
     }
 
     /// Sets until when sources that have not answered may list upstreams with any model.
@@ -124,12 +147,27 @@ impl Snapshot {
 
     /// Returns the entry of an upstream of the fleet.
     pub fn by_id(&self, id: usize) -> Option<&SnapshotEntry> {
-        self.entries.iter().find(|entry| entry.upstream.id == id)
+        self.place_of(id).map(|place| &self.entries[place])
+    }
+
+    /// Returns the place of the entry of an upstream, which is the `index` of its candidate.
+    pub fn place_of(&self, id: usize) -> Option<usize> {
+        self.directory.by_id(id)
+    }
+
+    /// Returns the id of the upstream of a candidate.
+    pub fn id_at(&self, index: usize) -> usize {
+        self.rows[index].id()
+    }
+
+    /// Identifies the list of upstreams with their settings: equal in snapshots that have the same.
+    pub fn version(&self) -> u64 {
+        self.directory.version
     }
 
     /// Returns the entry of the upstream with this name.
     pub fn by_name(&self, name: &str) -> Option<&SnapshotEntry> {
-        self.entries.iter().find(|entry| entry.upstream.name() == name)
+        self.directory.by_name(name).map(|place| &self.entries[place])
     }
 
     /// Whether an upstream is known to be gone, so that its requests in flight must end.
@@ -180,15 +218,13 @@ impl Snapshot {
         out: &mut Vec<Candidate>,
     ) -> FilterResult {
         out.clear();
-        let Some(served) = self.serving(query) else {
-            let may_appear = self.may_still_appear(query, now) || !self.any_ready_of(query.among);
+        let Some(suitable) = self.suitable(query) else {
+            let among = query.among.map(RouteUpstreams::ids);
+            let may_appear = self.may_still_appear(query, now) || !self.any_ready_of(among);
             return if may_appear { FilterResult::NotReady } else { FilterResult::NoSuchModel };
         };
-        let floor = self.floor(served, query, now);
-        let mut filter =
-            CandidateFilter { query, now, floor, out, rank: Rank::Worst, full: None, tried: false };
-        self.served(served).for_each(|(index, entry)| filter.consider(index, entry));
-        filter.result()
+        let floor = self.floor(&suitable);
+        CandidateFilter::new(self, query, now, floor, out).run(&suitable)
     }
 
     /// Takes a lease on one of the `candidates` of the same query. Returns `None` when another request has
@@ -203,161 +239,57 @@ impl Snapshot {
         let entry = &self.entries[index];
         let floor = match entry.status.state {
             UpstreamState::Tripped => {
-                self.serving(query).map_or(EjectionFloor::AllEjected, |at| self.floor(at, query, now))
+                self.suitable(query).map_or(EjectionFloor::AllEjected, |suitable| self.floor(&suitable))
             }
             _ => EjectionFloor::AllEjected,
         };
         Lease::take_as(entry, floor.admits(entry, now), work, now)
     }
 
-    /// Returns the entries that serve the query's model, in any state; `None`: no entry does.
-    fn serving(&self, query: &UpstreamQuery<'_>) -> Option<ServingEntries<'_>> {
-        let Some(model) = query.model else { return Some(ServingEntries::All) };
-        let indices = self.by_model.get(model).map(Vec::as_slice).unwrap_or_default();
-        if indices.iter().any(|index| self.entries[*index].is_among(query.among)) {
-            return Some(ServingEntries::At(indices));
-        }
-        let decides = query.has_aliases || query.among.is_some() || self.model_decides();
-        (!decides).then_some(ServingEntries::All)
+    /// Returns the entries that suit a query; `None`: no entry of its route serves its model.
+    fn suitable<'s>(&'s self, query: &UpstreamQuery<'s>) -> Option<SuitableEntries<'s>> {
+        let route = query.among.map(|among| self.places_of(among));
+        let serving = match query.model {
+            None => &self.all,
+            Some(model) => self.serving(model, route.as_deref(), query)?,
+        };
+        // An upstream that is not there has no place, and none behind the last word.
+        let only = query.only.map(|only| self.place_of(only).unwrap_or(usize::MAX));
+        Some(SuitableEntries { serving, route, only })
     }
 
-    /// Returns these entries with their indices.
-    fn served<'s>(&'s self, serving: ServingEntries<'s>) -> impl Iterator<Item = (usize, &'s SnapshotEntry)> {
-        let indices = match serving {
-            ServingEntries::All => None,
-            ServingEntries::At(indices) => Some(indices),
+    /// Returns the entries that serve a model, in any state; `None`: no entry of the route does.
+    fn serving(&self, model: &str, route: Option<&PlaceSet>, query: &UpstreamQuery<'_>) -> Option<&PlaceSet> {
+        let serving = self.by_model.get(model);
+        let meets = |route: &PlaceSet, serving: &PlaceSet| {
+            (0..serving.words()).any(|word| serving.word(word) & route.word(word) != 0)
         };
-        let count = indices.map_or(self.entries.len(), <[usize]>::len);
-        (0..count).map(move |at| {
-            let index = indices.map_or(at, |indices| indices[at]);
-            (index, &self.entries[index])
-        })
+        if let Some(serving) = serving.filter(|serving| route.is_none_or(|route| meets(route, serving))) {
+            return Some(serving);
+        }
+        let decides = query.has_aliases || query.among.is_some() || self.model_decides();
+        (!decides).then_some(&self.all)
+    }
+
+    /// Returns the places of a route's upstreams, which were found already unless the fleet has changed.
+    fn places_of<'s>(&self, among: &'s RouteUpstreams) -> Cow<'s, PlaceSet> {
+        let places = among.places(self.version()).map(Cow::Borrowed);
+        places.unwrap_or_else(|| Cow::Owned(among.ids().iter().filter_map(|id| self.place_of(*id)).collect()))
     }
 
     /// Whether one of the query's upstreams was not reached yet and may serve its model. An upstream with
     /// configured models serves no others.
     fn may_still_appear(&self, query: &UpstreamQuery<'_>, now: Instant) -> bool {
+        let among = query.among.map(RouteUpstreams::ids);
         let may = |entry: &SnapshotEntry| {
-            let is_new = entry.status.state == UpstreamState::Unknown && entry.is_among(query.among);
+            let is_new = entry.status.state == UpstreamState::Unknown && entry.is_among(among);
             let lists =
                 |names: &Vec<String>| query.model.is_none_or(|model| names.iter().any(|name| name == model));
             is_new
                 && entry.upstream.config.models.as_ref().is_none_or(lists)
                 && now.saturating_duration_since(entry.status.since) < DISCOVERY_GRACE
         };
-        self.awaits_any_of(query.among, now) || self.entries.iter().any(may)
-    }
-}
-
-/// The entries that serve a query's model.
-#[derive(Clone, Copy)]
-enum ServingEntries<'s> {
-    /// All entries: the model does not matter.
-    All,
-    /// The entries with these indices.
-    At(&'s [usize]),
-}
-
-/// The preference for an upstream. The upstreams of the best rank are candidates, the rest are not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Rank {
-    First,
-    /// A doubtful upstream; for a request that has failed once, also an upstream that needs a trial.
-    Second,
-    /// Tried already.
-    Tried,
-    /// Tried already, and the upstream declined the request.
-    Declined,
-    Worst,
-}
-
-/// Collects the candidates of one query.
-struct CandidateFilter<'a, 'q> {
-    query: &'a UpstreamQuery<'q>,
-    now: Instant,
-    floor: EjectionFloor,
-    out: &'a mut Vec<Candidate>,
-    /// The rank of the candidates in `out`.
-    rank: Rank,
-    /// The best rank among the full upstreams, and the time at which the first of them has room again.
-    full: Option<(Rank, Option<Instant>)>,
-    /// Some suitable upstream was tried already.
-    tried: bool,
-}
-
-impl CandidateFilter<'_, '_> {
-    fn consider(&mut self, index: usize, entry: &SnapshotEntry) {
-        let (query, upstream) = (self.query, &entry.upstream);
-        if !query.allows(entry) {
-            return;
-        }
-        let mut rank = match self.floor.admits(entry, self.now) {
-            // A drained upstream still answers requests that only it can answer, such as for a stored
-            // response.
-            Admits::None if query.only.is_some() && entry.drains() => Rank::First,
-            Admits::None => return,
-            Admits::One if upstream.live.trial.load(Relaxed) => return,
-            Admits::One if query.tried.is_empty() => Rank::First,
-            Admits::One | Admits::Last => Rank::Second,
-            Admits::All => Rank::First,
-        };
-        if query.tried.contains(&upstream.id) {
-            self.tried = true;
-            if !query.again {
-                return;
-            }
-            rank = if query.declined.contains(&upstream.id) { Rank::Declined } else { Rank::Tried };
-        }
-        let load = upstream.load_at(self.now);
-        let busy = upstream.busy_until(self.now);
-        if busy.is_some() || upstream.config.max_active.is_some_and(|most| load.active >= u64::from(most)) {
-            let (best, until) = self.full.unwrap_or((rank, None));
-            let until = until.into_iter().chain(busy).min();
-            self.full = Some((best.min(rank), until));
-            return;
-        }
-        if rank > self.rank {
-            return;
-        }
-        if rank < self.rank {
-            self.rank = rank;
-            self.out.clear();
-        }
-        // Requests of siblings and other clients count as load, but `max_active` limits only our own.
-        let (siblings, foreign) = (upstream.siblings(), upstream.foreign(self.now));
-        let sum =
-            |own: u64, siblings: u64, foreign: u64| own.saturating_add(siblings).saturating_add(foreign);
-        let active = sum(load.active, siblings.active, foreign.requests);
-        self.out.push(Candidate {
-            index,
-            backlog: sum(load.backlog, siblings.backlog, foreign.tokens),
-            missing: query.tokens,
-            active,
-            context: sum(load.context, siblings.context, foreign.tokens),
-            weight: upstream.config.weight * entry.status.weight_share(active, self.now),
-            session_penalty: 0,
-            cold: query.tokens,
-            hit: 0,
-            uncached: query.tokens,
-        });
-    }
-
-    fn result(self) -> FilterResult {
-        let none = self.out.is_empty();
-        match self.full {
-            // Waiting for a good upstream is better than taking a doubtful one.
-            Some((Rank::First, until)) if none || self.rank == Rank::Second => {
-                self.out.clear();
-                FilterResult::Full { until }
-            }
-            Some((best, until)) if none || best < Rank::Declined && self.rank == Rank::Declined => {
-                self.out.clear();
-                FilterResult::Full { until }
-            }
-            _ if !none => FilterResult::Candidates,
-            _ if self.tried => FilterResult::Tried,
-            _ => FilterResult::NotReady,
-        }
+        self.awaits_any_of(among, now) || self.entries.iter().any(may)
     }
 }
 

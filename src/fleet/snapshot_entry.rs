@@ -64,6 +64,11 @@ impl SnapshotEntry {
         !self.removing && self.status.state == UpstreamState::Draining && !self.status.gone
     }
 
+    /// Whether the upstream admits all requests, whatever the time. A tripped upstream never does.
+    pub(super) fn is_steady(&self) -> bool {
+        !self.removing && self.status.is_steady()
+    }
+
     /// Returns which requests the upstream admits.
     pub fn admits(&self, now: Instant) -> Admits {
         if self.removing { Admits::None } else { self.status.admits(now) }

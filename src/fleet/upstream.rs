@@ -21,6 +21,7 @@ use super::pace::PrefillPace;
 use super::probe_duty::ProbeDuty;
 use super::queue::Queue;
 use super::tls::{self, Secure};
+use super::{instant, millis};
 use crate::config::secret::Secret;
 use crate::config::types::UpstreamConfig;
 use crate::config::values;
@@ -48,16 +49,22 @@ pub struct Upstream {
     pub(super) live: Arc<Live>,
 }
 
-/// The live state of a server, shared by all its settings.
+/// The live state of a server, shared by all its settings. A choice among many upstreams reads the first
+/// numbers of each of them: they lie together, in two lines of a processor's cache.
+#[repr(C, align(64))]
 pub(super) struct Live {
-    pub identity: UpstreamIdentity,
     /// Written by leases only.
     pub gauges: LoadGauges,
     /// The requests of siblings in flight, by their latest reports.
     pub siblings: LoadGauges,
+    /// Until when the engine is full by its own report, by `fleet::millis`; 0: it is not.
+    busy_until: AtomicU64,
+    /// The load by the server's metrics.
+    pub engine_load: EngineLoad,
     /// The most requests of siblings in flight since the metrics reader last reset it.
     pub siblings_peak: AtomicU64,
     pub pace: PrefillPace,
+    pub identity: UpstreamIdentity,
     /// The trial request after a trip is in flight.
     pub trial: AtomicBool,
     /// The number of answers to requests that have begun.
@@ -72,15 +79,10 @@ pub(super) struct Live {
     pub wake: Notify,
     /// Notified after each successful probe: the metrics may be read.
     pub well: Notify,
-    /// The load by the server's metrics.
-    pub engine_load: EngineLoad,
     /// Notified when the last request in flight has ended.
     pub emptied: Notify,
     /// The queue of requests that wait for a place.
     pub queue: Arc<Queue>,
-    /// Until when the engine is full by its own report, in milliseconds after `born`.
-    busy_until: AtomicU64,
-    born: Instant,
     /// The latest resolved address; requests never wait for the resolver.
     address: ArcSwapOption<SocketAddr>,
 }
@@ -125,6 +127,22 @@ fn key_in(variable: &str) -> Result<Secret, String> {
 // === impl Live ===
 
 impl Live {
+    /// Returns the load in flight at `now`, by `fleet::millis`; removes prefills whose estimated end has
+    /// passed.
+    pub fn load_at(&self, now: u64) -> UpstreamLoad {
+        match self.pace.take_over_at(now) {
+            0 => {}
+            over => drop(self.gauges.backlog.fetch_sub(over, Relaxed)),
+        }
+        self.gauges.read()
+    }
+
+    /// Returns until when the engine is full by its own report, at `now`, by `fleet::millis`.
+    pub fn busy_until(&self, now: u64) -> Option<Instant> {
+        let until = self.busy_until.load(Relaxed);
+        (until > now).then(|| instant(until))
+    }
+
     /// Locks the duty to probe.
     pub fn duty(&self) -> MutexGuard<'_, ProbeDuty> {
         self.duty.lock().unwrap_or_else(PoisonError::into_inner)
@@ -137,11 +155,13 @@ impl Upstream {
     /// Builds a new server; fails when its TLS settings cannot be used.
     pub(super) fn new(id: usize, config: UpstreamConfig, queue: Arc<Queue>) -> Result<Self, String> {
         let live = Live {
-            identity: UpstreamIdentity::new(id, &config),
             gauges: LoadGauges::default(),
             siblings: LoadGauges::default(),
+            busy_until: AtomicU64::new(0),
+            engine_load: EngineLoad::new(),
+            pace: PrefillPace::new(),
+            identity: UpstreamIdentity::new(id, &config),
             siblings_peak: AtomicU64::new(0),
-            pace: PrefillPace::new(super::now()),
             trial: AtomicBool::new(false),
             answers: AtomicU64::new(0),
             reports_answers: AtomicBool::new(false),
@@ -149,11 +169,8 @@ impl Upstream {
             duty: Mutex::new(ProbeDuty::new(super::now(), 0.5)),
             wake: Notify::new(),
             well: Notify::new(),
-            engine_load: EngineLoad::new(super::now()),
             emptied: Notify::new(),
             queue,
-            busy_until: AtomicU64::new(0),
-            born: super::now(),
             address: ArcSwapOption::empty(),
         };
         Self::with(config, Arc::new(live), None)
@@ -219,12 +236,7 @@ impl Upstream {
 
     /// Returns the load in flight at `now`; removes prefills whose estimated end has passed.
     pub fn load_at(&self, now: Instant) -> UpstreamLoad {
-        let gauges = &self.live.gauges;
-        match self.live.pace.take_over_at(now) {
-            0 => {}
-            over => drop(gauges.backlog.fetch_sub(over, Relaxed)),
-        }
-        gauges.read()
+        self.live.load_at(millis(now))
     }
 
     /// Returns the siblings' load on the upstream, by their latest reports.
@@ -243,7 +255,7 @@ impl Upstream {
 
     /// Returns the load of other clients by the server's metrics; none when they are unknown or too old.
     pub fn foreign(&self, now: Instant) -> ForeignLoad {
-        self.live.engine_load.foreign(now)
+        self.live.engine_load.foreign(millis(now))
     }
 
     /// Returns the load by the server's latest metrics; `None` when they are unknown or too old.
@@ -282,18 +294,12 @@ impl Upstream {
 
     /// Keeps new requests away until this time.
     pub(super) fn mark_busy_until(&self, until: Instant) {
-        let millis = until.saturating_duration_since(self.live.born).as_millis();
-        self.live.busy_until.fetch_max(u64::try_from(millis).unwrap_or(u64::MAX), Relaxed);
+        self.live.busy_until.fetch_max(millis(until), Relaxed);
     }
 
     /// Returns until when the engine is full by its own report.
     pub fn busy_until(&self, now: Instant) -> Option<Instant> {
-        let millis = self.live.busy_until.load(Relaxed);
-        if millis == 0 {
-            return None;
-        }
-        let until = self.live.born + Duration::from_millis(millis);
-        (until > now).then_some(until)
+        self.live.busy_until(millis(now))
     }
 
     /// Waits until nothing is in flight.

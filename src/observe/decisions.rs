@@ -33,6 +33,9 @@ pub struct Decision<'a> {
     pub tokens: u64,
     pub blocks: usize,
     pub choice: Choice,
+    /// The number of candidates.
+    pub of: usize,
+    /// The candidates that were compared: of many, those that could win.
     pub candidates: &'a [Candidate],
     pub knobs: &'a Balance,
     /// Returns the name of a candidate's upstream by the candidate's index.
@@ -167,7 +170,7 @@ impl DecisionRecord {
         self.tokens = decision.tokens;
         self.blocks = decision.blocks;
         self.reason = decision.reason();
-        self.of = decision.candidates.len();
+        self.of = decision.of;
         self.names.clear();
         self.rows.clear();
         for (place, candidate) in decision.candidates.iter().enumerate() {
@@ -233,6 +236,7 @@ mod tests {
             tokens: seed,
             blocks: seed as usize,
             choice,
+            of: candidates.len(),
             candidates,
             knobs: &Balance::default(),
             name: &|index| NAMES[index % NAMES.len()],
@@ -272,6 +276,7 @@ mod tests {
             tokens: 0,
             blocks: 0,
             choice,
+            of: 0,
             candidates: &[],
             knobs: &Balance::default(),
             name: &|index| NAMES[index],
@@ -318,6 +323,7 @@ mod tests {
             tokens: 0,
             blocks: 0,
             choice,
+            of: 0,
             candidates: &[],
             knobs: &knobs,
             name: &|_| "",

@@ -8,6 +8,7 @@ use super::settings::ProxySettings;
 use crate::fleet::UpstreamQuery;
 use crate::reject::Reject;
 use crate::retry::{AttemptFailure, EndReason};
+use crate::route::upstreams::RouteUpstreams;
 
 /// The attempts of one request.
 #[derive(Default)]
@@ -35,7 +36,7 @@ impl Attempts {
         &'a self,
         request: &'a ClientRequest,
         settings: &ProxySettings,
-        among: Option<&'a [usize]>,
+        among: Option<&'a RouteUpstreams>,
     ) -> UpstreamQuery<'a> {
         let (tried, declined, again) = (&self.tried, &self.declined, self.count > 0);
         UpstreamQuery { tried, declined, again, ..request.query(settings, among) }

@@ -19,7 +19,7 @@ use super::choose::choose;
 use super::client::Client;
 use super::context::RequestContext;
 use super::intake::{Intake, take_in};
-use super::placement::Placement;
+use super::placement::{self, Placement};
 use super::relay::{self, PreparedAnswer, wait_until_stored};
 use super::request::{ClientRequest, RequestScope};
 use super::request_end::RequestEnd;
@@ -264,7 +264,8 @@ fn has_untried_upstream(scope: &RequestScope<'_>, request: &ClientRequest, attem
     let snapshot = scope.shared.fleet.snapshot();
     let among = request.among(&snapshot);
     let query = UpstreamQuery { tried: &attempts.tried, ..request.query(scope.settings, among.as_deref()) };
-    let routing = snapshot.candidates(&query, Instant::now(), &mut Vec::new());
+    let routing =
+        placement::with_candidates(|candidates| snapshot.candidates(&query, Instant::now(), candidates));
     matches!(routing, FilterResult::Candidates | FilterResult::Full { .. })
 }
 

@@ -14,6 +14,7 @@ use super::watch::RequestWatch;
 use super::watched::watched;
 use crate::fleet::{FilterResult, QueueRefusal, QueueTurn, Snapshot, UpstreamQuery};
 use crate::observe::decisions::Decision;
+use crate::pick::shortlist::shortlist;
 use crate::pick::{self, DrawSeed};
 use crate::reject::Reject;
 
@@ -41,12 +42,14 @@ pub async fn choose(
     let deadline = *attempts.wait_until.get_or_insert_with(|| Instant::now() + scope.settings.wait);
     let mut turn: Option<QueueTurn> = None;
     loop {
-        let among = request.among(&fleet.snapshot());
+        let snapshot = fleet.snapshot_owned();
+        let among = request.among(&snapshot);
         let query = attempts.query(request, scope.settings, among.as_deref());
         let look = match turn {
             None if fleet.must_wait(&query) => RoomCheck::Full { until: None },
-            _ => check_room(scope, request, &query, attempts.count + 1),
+            _ => check_room(scope, request, &snapshot, &query, attempts.count + 1),
         };
+        drop(snapshot);
         let until = match look {
             RoomCheck::Placed(placement) => {
                 turn.into_iter().for_each(QueueTurn::taken);
@@ -57,7 +60,7 @@ pub async fn choose(
             RoomCheck::Full { until } => until,
         };
         let model = request.model.name().map(str::to_string);
-        let names = request.upstream_names().map(<[String]>::to_vec);
+        let names = request.upstream_names().cloned();
         let query = UpstreamQuery {
             model: model.as_deref(),
             tokens: request.tokens,
@@ -66,7 +69,7 @@ pub async fn choose(
             declined: &attempts.declined,
             only: request.only,
             among: among.as_deref(),
-            names: names.as_deref(),
+            names: names.as_ref(),
             has_aliases: !scope.settings.peeker.routes.is_empty(),
         };
         let waiting = async {
@@ -89,46 +92,50 @@ pub async fn choose(
 fn check_room(
     scope: &RequestScope<'_>,
     request: &ClientRequest,
+    snapshot: &Snapshot,
     query: &UpstreamQuery<'_>,
     attempt: u32,
 ) -> RoomCheck {
     let shared = scope.shared;
-    let snapshot = shared.fleet.snapshot_owned();
-    let mut candidates = Vec::with_capacity(snapshot.entries.len());
-    loop {
-        let now = Instant::now();
-        let routing = snapshot.candidates(query, now, &mut candidates);
-        placement::weigh(scope, request, &snapshot, now, &mut candidates);
-        let seed = DrawSeed {
-            random: shared.random.next(),
-            turn: shared.fleet.next_turn(),
-            jitter: shared.state.jitter(),
-        };
-        let choice = match (routing, pick::pick(&candidates, &scope.settings.knobs, seed)) {
-            (FilterResult::Candidates, Some(choice)) => choice,
-            (FilterResult::Full { until }, _) => return RoomCheck::Full { until },
-            (routing, _) => return RoomCheck::Nothing(no_candidate(&routing, scope, request, &snapshot)),
-        };
-        // Another request may have taken the last place meanwhile.
-        let chosen = candidates.iter().find(|candidate| candidate.index == choice.index);
-        let work = placement::lease_work(request, chosen);
-        let Some(lease) = snapshot.take(query, choice.index, work, now) else { continue };
-        let decision = Decision {
-            id: scope.id,
-            model: request.model.name(),
-            attempt,
-            session: request.prompt.session.map(|session| session.source.label()),
-            tokens: request.tokens,
-            blocks: request.prompt.chain.len(),
-            choice,
-            candidates: &candidates,
-            knobs: &scope.settings.knobs,
-            name: &|index| snapshot.entries[index].upstream.name(),
-        };
-        scope.shared.observer.chosen(&decision);
-        let reason = decision.reason();
-        return RoomCheck::Placed(Placement::new(scope, request, lease, chosen, reason, now));
-    }
+    placement::with_candidates(|candidates| {
+        loop {
+            let now = Instant::now();
+            let routing = snapshot.candidates(query, now, candidates);
+            let of = candidates.len();
+            let last = placement::weigh(scope, request, snapshot, now, candidates);
+            let seed = DrawSeed {
+                random: shared.random.next(),
+                turn: shared.fleet.next_turn(),
+                jitter: shared.state.jitter(),
+            };
+            shortlist(candidates, &scope.settings.knobs, seed, last);
+            let choice = match (routing, pick::pick(candidates, &scope.settings.knobs, seed)) {
+                (FilterResult::Candidates, Some(choice)) => choice,
+                (FilterResult::Full { until }, _) => return RoomCheck::Full { until },
+                (routing, _) => return RoomCheck::Nothing(no_candidate(&routing, scope, request, snapshot)),
+            };
+            // Another request may have taken the last place meanwhile.
+            let chosen = candidates.iter().find(|candidate| candidate.index == choice.index);
+            let work = placement::lease_work(request, chosen);
+            let Some(lease) = snapshot.take(query, choice.index, work, now) else { continue };
+            let decision = Decision {
+                id: scope.id,
+                model: request.model.name(),
+                attempt,
+                session: request.prompt.session.map(|session| session.source.label()),
+                tokens: request.tokens,
+                blocks: request.prompt.chain.len(),
+                choice,
+                of,
+                candidates,
+                knobs: &scope.settings.knobs,
+                name: &|index| snapshot.entries[index].upstream.name(),
+            };
+            scope.shared.observer.chosen(&decision);
+            let reason = decision.reason();
+            return RoomCheck::Placed(Placement::new(scope, request, lease, chosen, reason, now));
+        }
+    })
 }
 
 /// The rejection where no upstream can be chosen.

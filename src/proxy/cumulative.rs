@@ -184,7 +184,7 @@ fn tokenizer(
     let may_have = |entry: &&SnapshotEntry| {
         let id = entry.upstream.id;
         request.only.is_none_or(|only| only == id)
-            && among.as_ref().is_none_or(|among| among.contains(&id))
+            && among.as_ref().is_none_or(|among| among.contains(id))
             && request.model.name().is_none_or(|model| entry.serves(model))
     };
     let mut possible = snapshot.ready().filter(may_have).peekable();

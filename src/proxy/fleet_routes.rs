@@ -80,7 +80,7 @@ impl FleetRoutes {
             }
         }
         let of = |model: &str, among: Option<&[usize]>| {
-            let may = |id: &usize| among.is_none_or(|among| among.contains(id));
+            let may = |id: &usize| among.is_none_or(|among| among.binary_search(id).is_ok());
             let cards = cards.get(model)?.iter().filter(|(id, _)| may(id)).map(|(_, card)| *card);
             Some(cards.collect::<Vec<&ModelCard>>()).filter(|cards| !cards.is_empty())
         };
@@ -91,6 +91,14 @@ impl FleetRoutes {
 // === impl Snapshot ===
 
 impl UpstreamView for Snapshot {
+    fn version(&self) -> u64 {
+        Snapshot::version(self)
+    }
+
+    fn place_of(&self, id: usize) -> Option<usize> {
+        Snapshot::place_of(self, id)
+    }
+
     fn id_of(&self, name: &str) -> Option<usize> {
         self.by_name(name).map(|entry| entry.upstream.id)
     }

@@ -33,6 +33,7 @@ use crate::route::api_paths::{
     self, AggregateKind, Api, ApiRoute, ErrorStyle, ModelLocation, OwnAnswer, PathMatch, PathPolicy, location,
 };
 use crate::route::dialect::BodyDialect;
+use crate::route::upstreams::RouteUpstreams;
 use body_facts::BodyShape;
 use peek::{HeadFacts, PeekNeeds, Peeked};
 
@@ -267,7 +268,7 @@ async fn route_inference(
 /// Whether a request without a model goes to upstreams with one model.
 fn has_model(scope: &RequestScope<'_>, request: &ClientRequest, snapshot: &Snapshot) -> bool {
     // The route of the model that it would get would not be the one that it has.
-    let has_one = || snapshot.serves_one_base(request.among(snapshot).as_deref());
+    let has_one = || snapshot.serves_one_base(request.among(snapshot).as_deref().map(RouteUpstreams::ids));
     !scope.settings.peeker.routes.depends_on_model() && (request.only.is_some() || has_one())
 }
 

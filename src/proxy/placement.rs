@@ -15,6 +15,7 @@ use crate::state::prefix_index::Hits;
 
 thread_local! {
     static HITS: RefCell<Hits> = RefCell::default();
+    static CANDIDATES: RefCell<Vec<Candidate>> = RefCell::default();
 }
 
 /// The choice of an upstream for one attempt, with its lease.
@@ -32,20 +33,26 @@ pub struct Placement {
     sent: bool,
 }
 
-/// Sets the blocks of the prompt that each candidate holds.
+/// Lends the thread's buffer for candidates, so that a choice among many upstreams allocates none.
+pub fn with_candidates<T>(choose: impl FnOnce(&mut Vec<Candidate>) -> T) -> T {
+    CANDIDATES.with_borrow_mut(choose)
+}
+
+/// Sets the blocks of the prompt that each candidate holds. Returns the index of the upstream that had the
+/// session last, if it is a candidate.
 pub fn weigh(
     scope: &RequestScope<'_>,
     request: &ClientRequest,
     snapshot: &Snapshot,
     now: Instant,
     candidates: &mut [Candidate],
-) {
+) -> Option<usize> {
     let (knobs, state) = (&scope.settings.knobs, &scope.shared.state);
-    let id = |candidate: &Candidate| snapshot.entries[candidate.index].upstream.id;
+    let id = |candidate: &Candidate| snapshot.id_at(candidate.index);
     HITS.with_borrow_mut(|hits| state.weigh(&request.prompt, knobs.share, hits, candidates, id));
     // Where missing tokens cost nothing, leaving the session's upstream costs nothing either.
     let bonus = if knobs.missing > 0.0 { scope.settings.peeker.session_bonus } else { 0.0 };
-    state.add_session_penalty(&request.prompt, bonus, now, candidates, id);
+    state.add_session_penalty(&request.prompt, bonus, now, candidates, id)
 }
 
 /// The work of the request for the lease.

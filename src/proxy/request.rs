@@ -2,6 +2,7 @@
 //!
 //! Written by `intake`, read by all later steps. Never: I/O, a routing rule.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::admin_service::AdminService;
@@ -20,6 +21,7 @@ use crate::fleet::{Snapshot, UpstreamQuery};
 use crate::reject::ErrorShape;
 use crate::reply::ending::ErrorEventForm;
 use crate::route::resolve;
+use crate::route::upstreams::{RouteNames, RouteUpstreams};
 use crate::state::PromptLookup;
 
 /// The values that all steps of one request share.
@@ -157,21 +159,25 @@ impl ClientRequest {
     }
 
     /// The upstreams that its route leads to; `None`: all. A request that can go to one alone goes there.
-    pub fn among(&self, snapshot: &Snapshot) -> Option<Vec<usize>> {
+    pub fn among(&self, snapshot: &Snapshot) -> Option<Arc<RouteUpstreams>> {
         if self.only.is_some() {
             return None;
         }
-        resolve::among(&self.edits.as_ref()?.plan.route, snapshot)
+        resolve::upstreams(&self.edits.as_ref()?.plan, snapshot)
     }
 
     /// The names of the upstreams that its route leads to; `None` as for `among`.
-    pub fn upstream_names(&self) -> Option<&[String]> {
+    pub fn upstream_names(&self) -> Option<&Arc<RouteNames>> {
         let edits = self.edits.as_ref().filter(|_| self.only.is_none())?;
-        edits.plan.route.upstreams.as_deref()
+        edits.plan.names.as_ref()
     }
 
     /// The query for its candidates, without its attempts.
-    pub fn query<'a>(&'a self, settings: &ProxySettings, among: Option<&'a [usize]>) -> UpstreamQuery<'a> {
+    pub fn query<'a>(
+        &'a self,
+        settings: &ProxySettings,
+        among: Option<&'a RouteUpstreams>,
+    ) -> UpstreamQuery<'a> {
         UpstreamQuery {
             model: self.model.name(),
             tokens: self.tokens,

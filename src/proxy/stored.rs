@@ -26,6 +26,7 @@ use crate::route::stored::location::{
     self, FoundResponse, LocationReport, LocationSource, ResponseDestination, ResponseUse, SOURCES,
 };
 use crate::route::stored::{ResponseIdTag, is_id, name_of};
+use crate::route::upstreams::RouteUpstreams;
 use crate::state::exchange::Binding;
 
 /// The path by which responses are made: requests for a response look its route up by this path, too.
@@ -107,7 +108,9 @@ async fn second_place(
     id: &str,
 ) -> Option<usize> {
     let snapshot = shared.fleet.snapshot_owned();
-    let report = report_from_redis(shared, &snapshot, request.among(&snapshot).as_deref(), id).await;
+    let among = request.among(&snapshot);
+    let among = among.as_deref().map(RouteUpstreams::ids);
+    let report = report_from_redis(shared, &snapshot, among, id).await;
     let found = FoundResponse::from_report(LocationSource::Redis, report)?;
     let other = found.in_place_of(first, &*snapshot, request.model.name())?;
     shared.observer.response_found(found.label());
@@ -135,7 +138,7 @@ async fn find(
     let shared = scope.shared;
     let snapshot = shared.fleet.snapshot_owned();
     let among = request.among(&snapshot);
-    let among = among.as_deref();
+    let among = among.as_deref().map(RouteUpstreams::ids);
     let mut found = None;
     for source in SOURCES {
         let report = match source {

@@ -23,14 +23,26 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
+use super::upstreams::RouteUpstreams;
 use super::virtual_models::{RoutePlan, RouteTable, UnnamedModelRoute};
 use crate::config::types::RouteConfig;
 
 /// The id that stands for an upstream or a source that is absent and may appear later.
 const ABSENT_UPSTREAM: usize = usize::MAX;
 
-/// The view of the upstreams for these rules. `among`: the ids of the upstreams that count; `None`: all.
+/// The view of the upstreams for these rules. `among`: the ids of the upstreams that count, in ascending
+/// order; `None`: all.
 pub trait UpstreamView {
+    /// Identifies the view: views of one version have the same upstreams. 0: the version is unknown.
+    fn version(&self) -> u64 {
+        0
+    }
+
+    /// The place of the upstream of this id in views of this version.
+    fn place_of(&self, _id: usize) -> Option<usize> {
+        None
+    }
+
     /// The upstream of this name.
     fn id_of(&self, name: &str) -> Option<usize>;
 
@@ -82,10 +94,30 @@ pub fn among(route: &RouteConfig, upstreams: &impl UpstreamView) -> Option<Vec<u
     Some(ids)
 }
 
+/// The upstreams that the route of this plan leads to; `None`: all. Found once for each version of the view,
+/// and kept in the plan.
+pub fn upstreams(plan: &RoutePlan, view: &impl UpstreamView) -> Option<Arc<RouteUpstreams>> {
+    plan.route.upstreams.as_ref()?;
+    let version = view.version();
+    let latest = plan.upstreams.load();
+    if let Some(latest) = latest.as_ref().filter(|latest| latest.places(version).is_some()) {
+        return Some(latest.clone());
+    }
+    let ids = among(&plan.route, view)?;
+    let found = Arc::new(RouteUpstreams::new(ids, version, |id| view.place_of(id)));
+    plan.upstreams.store(Some(found.clone()));
+    Some(found)
+}
+
 /// Whether a route may lead to the upstream of this name, which `source` named, if a source did.
 pub fn leads_to(route: &RouteConfig, upstream: &str, source: Option<&str>) -> bool {
     let is_named = |name: &String| name == upstream || source.is_some_and(|source| source == name);
     route.upstreams.as_ref().is_none_or(|names| names.iter().any(is_named))
+}
+
+/// The ids of the upstreams of a route; `None`: all.
+fn ids(upstreams: Option<&RouteUpstreams>) -> Option<&[usize]> {
+    upstreams.map(RouteUpstreams::ids)
 }
 
 /// Whether the served models decide: the route matches exactly the client's name, and has no `to` of its own.
@@ -101,16 +133,16 @@ impl<'a, V: UpstreamView> Resolver<'a, V> {
         let plan = self.table.plan(model, path, headers)?;
         // Skip the look-up if the configuration alone decides.
         let Some(model) = model.filter(|model| is_open(&plan, model)) else { return Some(plan) };
-        let among = among(&plan.route, self.upstreams);
-        let only = self.only_model(&plan, model, among.as_deref());
+        let among = upstreams(&plan, self.upstreams);
+        let only = self.only_model(&plan, model, ids(among.as_deref()));
         Some(only.map_or_else(|| plan.clone(), |only| plan.serving(only)))
     }
 
     /// The route of a request that names no model, and the model that it is for.
     pub fn plan_unnamed(&self, path: &str, headers: &HeaderMap) -> UnnamedModelRoute {
-        let base_of = |route: Option<&RouteConfig>| {
-            let among = route.and_then(|route| among(route, self.upstreams));
-            self.upstreams.base_of_ready(among.as_deref()).map(str::to_string)
+        let base_of = |plan: Option<&RoutePlan>| {
+            let among = plan.and_then(|plan| upstreams(plan, self.upstreams));
+            self.upstreams.base_of_ready(ids(among.as_deref())).map(str::to_string)
         };
         self.table.plan_unnamed(path, headers, base_of, |model| self.plan(Some(model), path, headers))
     }
@@ -151,10 +183,11 @@ impl<'a, V: UpstreamView> Resolver<'a, V> {
         find: &impl Fn(&str, Option<&[usize]>) -> Option<T>,
     ) -> Option<(&'a str, T)> {
         let by_route = |plan: &'a RoutePlan| {
-            let among = among(&plan.route, self.upstreams);
-            let only = self.only_model(plan, model, among.as_deref());
+            let among = upstreams(plan, self.upstreams);
+            let among = ids(among.as_deref());
+            let only = self.only_model(plan, model, among);
             let served = only.or(plan.served(Some(model)))?;
-            Some((served, find(served, among.as_deref())?))
+            Some((served, find(served, among)?))
         };
         let general = match self.table.for_model(model).find(|plan| !plan.has_conditions()) {
             Some(plan) => by_route(plan),

@@ -13,6 +13,7 @@ use http::HeaderMap;
 
 use super::dialect::{ALL_DIALECTS, BodyDialect};
 use super::rewrite::BodyRewrite;
+use super::upstreams::{RouteNames, RouteUpstreams};
 use crate::config::types::RouteConfig;
 
 /// The routes in the order of the file.
@@ -34,7 +35,11 @@ pub struct RoutePlan {
     pub route: RouteConfig,
     /// Whether `route.to` comes from the upstreams, not from the file, and may change with them.
     pub found_model: bool,
+    /// The names of `route.upstreams`.
+    pub names: Option<Arc<RouteNames>>,
     edits: [BodyRewrite; ALL_DIALECTS.len()],
+    /// The upstreams that the route led to when a request last needed them, see `resolve::upstreams`.
+    pub(super) upstreams: ArcSwapOption<RouteUpstreams>,
     /// The last result of `serving`.
     latest: ArcSwapOption<RoutePlan>,
 }
@@ -93,14 +98,14 @@ impl RouteTable {
         &self,
         path: &str,
         headers: &HeaderMap,
-        base_of: impl Fn(Option<&RouteConfig>) -> Option<String>,
+        base_of: impl Fn(Option<&RoutePlan>) -> Option<String>,
         named: impl Fn(&str) -> Option<Arc<RoutePlan>>,
     ) -> UnnamedModelRoute {
         if let Some(base) = base_of(None) {
             return UnnamedModelRoute { plan: named(&base), model: Some(base) };
         }
         let Some(first) = self.plan(None, path, headers) else { return UnnamedModelRoute::default() };
-        let base = base_of(Some(&first.route)).and_then(|base| Some((named(&base)?, base)));
+        let base = base_of(Some(&first)).and_then(|base| Some((named(&base)?, base)));
         match base {
             None => UnnamedModelRoute { model: None, plan: Some(first) },
             Some((plan, base)) if Arc::ptr_eq(&plan, &first) || plan.route.to.is_some() => {
@@ -142,7 +147,16 @@ impl RoutePlan {
 
     fn named(name: String, route: RouteConfig) -> Self {
         let edits = ALL_DIALECTS.map(|dialect| BodyRewrite::new(&route, dialect));
-        RoutePlan { name, route, found_model: false, edits, latest: ArcSwapOption::empty() }
+        let names = route.upstreams.as_deref().map(|names| Arc::new(RouteNames::new(names)));
+        RoutePlan {
+            name,
+            route,
+            found_model: false,
+            names,
+            edits,
+            upstreams: ArcSwapOption::empty(),
+            latest: ArcSwapOption::empty(),
+        }
     }
 
     /// The same route with `to` set to this name. Computed again only when the name differs from the last
@@ -275,8 +289,8 @@ mod tests {
         let table = RouteTable::new(&config.routes);
         let mut map = HeaderMap::new();
         headers.iter().for_each(|(name, value)| drop(map.insert(*name, value.parse().unwrap())));
-        let base_of = |route: Option<&RouteConfig>| {
-            let among = route.and_then(|route| route.upstreams.as_ref());
+        let base_of = |plan: Option<&RoutePlan>| {
+            let among = plan.and_then(|plan| plan.route.upstreams.as_ref());
             let is_among = |name: &str| among.is_none_or(|among| among.iter().any(|other| other == name));
             let mut bases = ["one", "two"].iter().zip(bases).filter(|(name, _)| is_among(name));
             let first = bases.next()?.1;

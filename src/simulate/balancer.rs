@@ -7,6 +7,7 @@ use super::policy::ReplayPolicy;
 use super::scene::{Scene, ScrapedMetrics};
 use crate::config::types::{Balance, Preset};
 use crate::engine::dice::Dice;
+use crate::pick::shortlist::shortlist;
 use crate::pick::{Candidate, DrawSeed, jitter, pick};
 use crate::state::prefix_index::{Hits, Index, PromptSize, Slot};
 
@@ -111,10 +112,12 @@ impl ReplayBalancer {
                 self.turn += 1;
                 let jitter = jitter(view.age);
                 let seed = DrawSeed { random: self.dice.roll(), turn: self.turn, jitter };
+                shortlist(&mut self.candidates, &knobs, seed, None);
                 pick(&self.candidates, &knobs, seed).map_or(0, |choice| choice.index)
             }
         };
-        let uncached = self.candidates[upstream].uncached;
+        let chosen = self.candidates.iter().find(|candidate| candidate.index == upstream);
+        let uncached = chosen.map_or(ask.tokens, |chosen| chosen.uncached);
         self.learn(ask, upstream);
         let gauges = &mut self.own[upstream];
         gauges.active += 1;
@@ -145,7 +148,7 @@ impl ReplayBalancer {
         self.index.lookup(ask.prompt, &mut self.hits);
         self.hits.charge(knobs.share, self.slots.len());
         self.candidates.clear();
-        let prompt = PromptSize { tokens: ask.tokens, block_tokens: ask.block as f64 };
+        let terms = self.hits.terms(PromptSize { tokens: ask.tokens, block_tokens: ask.block as f64 });
         for (index, slot) in self.slots.iter().enumerate() {
             let all = self.own[index].and(view.others[index]);
             let mut candidate = Candidate {
@@ -160,7 +163,7 @@ impl ReplayBalancer {
                 hit: 0,
                 uncached: 0,
             };
-            self.hits.weigh(Some(*slot), prompt, &mut candidate);
+            self.hits.weigh(Some(*slot), &terms, &mut candidate);
             if self.policy == ReplayPolicy::Oracle {
                 (view.reveal)(index, &self.hits, &mut candidate);
             }

@@ -1,6 +1,7 @@
 //! The slot of each upstream in the index, by its id in this process and by the name that siblings use.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use super::prefix_index::Slot;
@@ -8,14 +9,31 @@ use super::prefix_index::Slot;
 /// The slots and names of all upstreams.
 #[derive(Default)]
 pub struct UpstreamPlaces {
-    by_id: Vec<Option<UpstreamPlace>>,
+    /// Apart from the names: a choice reads the slots of all candidates.
+    slots: HashMap<usize, Slot, BuildHasherDefault<IdHasher>>,
+    names: HashMap<usize, Arc<str>>,
     by_name: HashMap<Arc<str>, usize>,
 }
 
-#[derive(Clone)]
-struct UpstreamPlace {
-    slot: Slot,
-    name: Option<Arc<str>>,
+/// Scatters the ids of upstreams, which the process counts up and no client chooses.
+#[derive(Default)]
+struct IdHasher(u64);
+
+// === impl IdHasher ===
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_usize(usize::from(*byte)));
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        let mixed = (self.0 ^ number as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
 }
 
 // === impl UpstreamPlaces ===
@@ -25,25 +43,23 @@ impl UpstreamPlaces {
     pub fn new(all: impl Iterator<Item = (usize, Slot, Option<Arc<str>>)>) -> Self {
         let mut places = UpstreamPlaces::default();
         for (id, slot, name) in all {
-            if places.by_id.len() <= id {
-                places.by_id.resize(id + 1, None);
-            }
-            if let Some(name) = &name {
+            if let Some(name) = name {
                 places.by_name.insert(name.clone(), id);
+                places.names.insert(id, name);
             }
-            places.by_id[id] = Some(UpstreamPlace { slot, name });
+            places.slots.insert(id, slot);
         }
         places
     }
 
     /// Returns the slot of an upstream.
     pub fn slot(&self, id: usize) -> Option<Slot> {
-        Some(self.by_id.get(id)?.as_ref()?.slot)
+        self.slots.get(&id).copied()
     }
 
     /// Returns the name of an upstream, if it is known.
     pub fn name(&self, id: usize) -> Option<&str> {
-        self.by_id.get(id)?.as_ref()?.name.as_deref()
+        self.names.get(&id).map(|name| &**name)
     }
 
     /// Returns the id of the upstream with this name.

@@ -189,8 +189,12 @@ impl Index {
                 let holders = self.blocks.holders(at, word);
                 // The entry may have been reused for another block meanwhile.
                 let holders = if self.blocks.is(at, hash) { holders } else { 0 };
-                if *leads & !holders != 0 {
-                    columns.each(word, *leads & !holders, |slot| out.end_hit(slot));
+                let ending = *leads & !holders;
+                if ending != 0 {
+                    // With many upstreams, most hold nothing, and nothing is recorded of these.
+                    if out.known() > 0 {
+                        columns.each(word, ending, |slot| out.end_hit(slot));
+                    }
                     *leads &= holders;
                 }
                 holding += leads.count_ones();
@@ -200,8 +204,10 @@ impl Index {
             }
             out.add_block(branches, holding);
         }
-        for (word, leads) in leading.iter().enumerate() {
-            columns.each(word, *leads, |slot| out.end_hit(slot));
+        if out.known() > 0 {
+            for (word, leads) in leading.iter().enumerate() {
+                columns.each(word, *leads, |slot| out.end_hit(slot));
+            }
         }
         out.leading = leading;
     }

@@ -86,7 +86,7 @@ fn a_reading_expires() {
 
 #[test]
 fn estimates_foreign_prompts_by_the_average_of_own_prompts() {
-    let load = EngineLoad::new(now());
+    let load = EngineLoad::new();
     assert_eq!(load.estimate(3), 3 * DEFAULT_PROMPT_TOKENS);
     load.count_sent(8000);
     assert_eq!(load.estimate(1), 8000);

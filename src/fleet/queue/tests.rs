@@ -12,6 +12,7 @@ use crate::aggregate::ModelCard;
 use crate::config::types::{DiscoveryOrigin, UpstreamConfig};
 use crate::config::url;
 use crate::observe::Observer;
+use crate::route::upstreams::RouteUpstreams;
 
 const LONG: Duration = Duration::from_secs(1000);
 
@@ -148,10 +149,11 @@ async fn wakes_only_requests_for_a_model_that_the_upstream_serves() {
 async fn an_upstream_that_joins_a_route_serves_the_requests_that_wait_already() {
     let queue = Queue::new(10, Observer::default());
     let names = ["gpu:1".to_string(), "gpu:2".to_string(), "gym http://gym:11000".to_string()];
-    let route = |ids| {
+    let names = Arc::new(RouteNames::new(&names));
+    let route = |ids: &[usize]| {
         QueueKey::new(&UpstreamQuery {
             model: Some("m"),
-            among: Some(ids),
+            among: Some(&RouteUpstreams::of(ids)),
             names: Some(&names),
             ..UpstreamQuery::default()
         })

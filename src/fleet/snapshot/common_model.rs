@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use super::{Snapshot, SnapshotEntry};
+use super::{PlaceSet, Snapshot, SnapshotEntry};
 
 /// The model with which an upstream serves requests without a model.
 enum BaseModel<'a> {
@@ -36,9 +36,9 @@ impl SnapshotEntry {
         }
     }
 
-    /// Whether the upstream has one of these ids; `None`: always.
+    /// Whether the upstream has one of these ids, which are in ascending order; `None`: always.
     pub fn is_among(&self, among: Option<&[usize]>) -> bool {
-        among.is_none_or(|among| among.contains(&self.upstream.id))
+        among.is_none_or(|among| among.binary_search(&self.upstream.id).is_ok())
     }
 
     /// Returns the source that discovered the upstream.
@@ -64,12 +64,13 @@ impl Snapshot {
     /// Whether one of these upstreams serves the model, ready or not.
     pub fn serves(&self, model: &str, among: Option<&[usize]>) -> bool {
         let known = self.by_model.get(model);
-        known.is_some_and(|known| known.iter().any(|index| self.entries[*index].is_among(among)))
+        known.is_some_and(|known| known.iter().any(|index| self.entries[index].is_among(among)))
     }
 
     /// Whether one of these upstreams serves the model and takes requests.
     pub fn is_ready_with(&self, model: &str, among: Option<&[usize]>) -> bool {
-        let known = self.by_model.get(model).into_iter().flatten().map(|index| &self.entries[*index]);
+        let known = self.by_model.get(model).into_iter().flat_map(PlaceSet::iter);
+        let known = known.map(|index| &self.entries[index]);
         known.filter(|entry| entry.can_serve()).any(|entry| entry.is_among(among))
     }
 

@@ -16,7 +16,7 @@
 
 use std::time::Instant;
 
-use super::{ServingEntries, Snapshot, SnapshotEntry, UpstreamQuery};
+use super::{Snapshot, SnapshotEntry, SuitableEntries};
 use crate::fleet::breaker::Admits;
 
 /// Which tripped upstreams are ejected for one request.
@@ -58,28 +58,24 @@ impl EjectionFloor {
 
 impl Snapshot {
     /// Computes the floor for a request that these entries suit.
-    pub(super) fn floor(
-        &self,
-        serving: ServingEntries<'_>,
-        query: &UpstreamQuery<'_>,
-        now: Instant,
-    ) -> EjectionFloor {
-        if !self.any_tripped {
+    pub(super) fn floor(&self, suitable: &SuitableEntries<'_>) -> EjectionFloor {
+        if self.tripped.is_empty() {
             return EjectionFloor::AllEjected;
         }
-        let all = || self.served(serving).map(|(_, entry)| entry).filter(|entry| query.allows(entry));
-        let tripped = || all().filter_map(SnapshotEntry::trip_end);
-        let steady = all().filter(|entry| entry.admits(now) == Admits::All).count();
-        let (count, pool) = (tripped().count(), tripped().count() + steady);
+        let entries = suitable.places_in(&self.tripped).map(|place| &self.entries[place]);
+        let mut tripped: Vec<TripEnd> = entries.filter_map(SnapshotEntry::trip_end).collect();
+        let steady = suitable.count_in(&self.steady);
+        let pool = tripped.len() + steady;
         let share = (self.max_ejected * pool as f64).floor() as usize;
         let max_ejected = if steady == 0 { 0 } else { share.min(pool - 1) };
-        if count <= max_ejected {
+        if tripped.len() <= max_ejected {
             return EjectionFloor::AllEjected;
         }
-        let mut first: Option<TripEnd> = None;
-        for _ in 0..max_ejected {
-            first = tripped().filter(|end| first.is_none_or(|first| *end < first)).max();
+        if max_ejected == 0 {
+            return EjectionFloor::EjectedFrom(None);
         }
-        EjectionFloor::EjectedFrom(first)
+        let latest_first = |one: &TripEnd, other: &TripEnd| other.cmp(one);
+        let (_, first, _) = tripped.select_nth_unstable_by(max_ejected - 1, latest_first);
+        EjectionFloor::EjectedFrom(Some(*first))
     }
 }

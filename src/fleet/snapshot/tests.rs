@@ -1,9 +1,11 @@
 //! The candidates of a request, by tables.
 
 mod floor;
+mod membership;
 mod slow_start;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::breaker::{BreakerMachine, BreakerRules, ProbeMiss, UpstreamSignal};
 use super::super::engine_load::ForeignLoad;
@@ -80,7 +82,7 @@ fn snapshot(given: &[ScriptedUpstream], now: Instant) -> Snapshot {
         entry.status = machine.status(&rules());
         entry
     };
-    Snapshot::new(given.iter().enumerate().map(make).collect(), Vec::new())
+    Snapshot::new(given.iter().enumerate().map(make).collect(), Vec::new(), None)
 }
 
 fn of(scripts: &[&'static str]) -> Vec<ScriptedUpstream> {
@@ -332,9 +334,10 @@ fn considers_only_the_upstreams_of_a_route() {
         assert_eq!(awaiting.only_base(among, now + LATE), base, "{among:?} after the source was awaited");
     }
     let routing = |snapshot: &Snapshot, model, among: &[usize], now| {
+        let among = RouteUpstreams::of(among);
         search(
             snapshot,
-            &UpstreamQuery { model: Some(model), among: Some(among), ..UpstreamQuery::default() },
+            &UpstreamQuery { model: Some(model), among: Some(&among), ..UpstreamQuery::default() },
             now,
         )
         .0

@@ -1,5 +1,7 @@
 //! Tests of `resolve`: the rules over upstreams from a table.
 
+use std::cell::Cell;
+
 use http::{HeaderMap, HeaderName};
 
 use super::*;
@@ -153,6 +155,73 @@ fn leads_to_upstreams_by_name_else_by_source() {
         let found: Vec<&str> = upstreams.0.iter().filter(leads).map(|upstream| upstream.name).collect();
         assert_eq!(found, led_to, "{names:?}");
     }
+}
+
+/// A view of a known version, which counts the names that are looked up.
+struct CountingView(StandIns, u64, Cell<usize>);
+
+impl UpstreamView for CountingView {
+    fn version(&self) -> u64 {
+        self.1
+    }
+
+    fn place_of(&self, id: usize) -> Option<usize> {
+        id.checked_sub(10).filter(|place| *place < self.0.0.len())
+    }
+
+    fn id_of(&self, name: &str) -> Option<usize> {
+        self.2.set(self.2.get() + 1);
+        self.0.id_of(name)
+    }
+
+    fn ids_of_source(&self, source: &str) -> impl Iterator<Item = usize> {
+        self.0.ids_of_source(source)
+    }
+
+    fn reachable(&self) -> impl Iterator<Item = usize> {
+        self.0.reachable()
+    }
+
+    fn reports_models(&self, id: usize) -> bool {
+        self.0.reports_models(id)
+    }
+
+    fn serves(&self, model: &str, among: Option<&[usize]>) -> bool {
+        self.0.serves(model, among)
+    }
+
+    fn is_ready_with(&self, model: &str, among: Option<&[usize]>) -> bool {
+        self.0.is_ready_with(model, among)
+    }
+
+    fn base_of_ready(&self, among: Option<&[usize]>) -> Option<&str> {
+        self.0.base_of_ready(among)
+    }
+
+    fn only_base(&self, among: Option<&[usize]>) -> Option<&str> {
+        self.0.only_base(among)
+    }
+
+    fn served_names(&self) -> impl Iterator<Item = &str> {
+        self.0.served_names()
+    }
+}
+
+#[test]
+fn finds_the_upstreams_of_a_route_once_for_each_version_of_the_fleet() {
+    let table = RouteTable::new(&routes("[{model: m, upstreams: [gym, two]}]"));
+    let plan = table.plan(Some("m"), "/p", &HeaderMap::new()).expect("the route matches");
+    let view = |version| CountingView(StandIns::new(UPSTREAMS), version, Cell::new(0));
+    for (version, looked_up) in [(1, 2), (1, 0), (1, 0), (2, 2), (2, 0), (1, 2)] {
+        let view = view(version);
+        let found = upstreams(&plan, &view).expect("the route names some");
+        assert_eq!(found.ids(), [11, 12, 13]);
+        let places = found.places(version).map(|places| places.iter().collect::<Vec<_>>());
+        assert_eq!((places, view.2.get()), (Some(vec![1, 2, 3]), looked_up), "version {version}");
+    }
+    let all = RouteTable::new(&routes("[{model: m, to: n}]"));
+    let plan = all.plan(Some("m"), "/p", &HeaderMap::new()).expect("the route matches");
+    assert!(upstreams(&plan, &view(1)).is_none(), "a route without names leads to all");
 }
 
 #[test]

@@ -121,7 +121,8 @@ pub fn only_upstream(
     among: Option<&[usize]>,
     model: Option<&str>,
 ) -> LocationReport {
-    let mut reachable = upstreams.reachable().filter(|id| among.is_none_or(|among| among.contains(id)));
+    let mut reachable =
+        upstreams.reachable().filter(|id| among.is_none_or(|among| among.binary_search(id).is_ok()));
     match (reachable.next(), reachable.next()) {
         (Some(upstream), None) if may_continue(upstreams, upstream, model) => {
             LocationReport::MadeAt { upstream, lost: false, name: 0 }

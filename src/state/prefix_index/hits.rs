@@ -66,6 +66,17 @@ pub struct PromptSize {
     pub block_tokens: f64,
 }
 
+/// The terms of a prompt for all candidates, as far as they do not depend on what each of them holds.
+#[derive(Clone, Copy, Debug)]
+pub struct PromptTerms {
+    block_tokens: f64,
+    /// The tokens behind the last block, which are missing everywhere.
+    rest: u64,
+    /// `missing` and `uncached` of a candidate that holds nothing.
+    cold: u64,
+    uncached: u64,
+}
+
 /// The leading blocks that an upstream holds.
 #[derive(Clone, Copy, Debug, Default)]
 struct HeldBlocks {
@@ -147,16 +158,30 @@ impl Hits {
         within + (blocks - known) as f64
     }
 
-    /// Sets on a candidate how much of the prompt it holds and lacks, after `charge`. The part behind the
-    /// last block is missing everywhere.
-    pub fn weigh(&self, slot: Option<Slot>, prompt: PromptSize, candidate: &mut Candidate) {
-        let held = slot.map_or(0, |slot| self.held(slot));
-        let tokens = |blocks: f64| (blocks * prompt.block_tokens).round() as u64;
-        let rest = prompt.tokens.saturating_sub(tokens(self.length as f64));
+    /// Returns the terms of the prompt that was looked up, after `charge`.
+    pub fn terms(&self, prompt: PromptSize) -> PromptTerms {
+        let block_tokens = prompt.block_tokens;
+        let whole = tokens(self.length as f64, block_tokens);
+        let rest = prompt.tokens.saturating_sub(whole);
+        PromptTerms {
+            block_tokens,
+            rest,
+            cold: tokens(self.whole, block_tokens) + rest,
+            uncached: whole + rest,
+        }
+    }
+
+    /// Sets on a candidate how much of the prompt it holds and lacks.
+    pub fn weigh(&self, slot: Option<Slot>, terms: &PromptTerms, candidate: &mut Candidate) {
+        candidate.cold = terms.cold;
+        let Some((slot, held)) = slot.map(|slot| (slot, self.held(slot))).filter(|(_, held)| *held > 0)
+        else {
+            (candidate.hit, candidate.uncached, candidate.missing) = (0, terms.uncached, terms.cold);
+            return;
+        };
         candidate.hit = held as u64;
-        candidate.uncached = tokens((self.length - held) as f64) + rest;
-        candidate.cold = tokens(self.whole) + rest;
-        candidate.missing = slot.map_or(candidate.cold, |slot| tokens(self.missing(slot)) + rest);
+        candidate.uncached = tokens((self.length - held) as f64, terms.block_tokens) + terms.rest;
+        candidate.missing = tokens(self.missing(slot), terms.block_tokens) + terms.rest;
     }
 
     /// Returns the capacities of the buffers.
@@ -190,6 +215,11 @@ impl Hits {
             *place = held;
         }
     }
+}
+
+/// Returns the tokens of so many blocks.
+fn tokens(blocks: f64, block_tokens: f64) -> u64 {
+    (blocks * block_tokens).round() as u64
 }
 
 impl BlockRun {

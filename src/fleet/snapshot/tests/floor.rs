@@ -59,8 +59,14 @@ fn never_ejects_more_than_max_ejected_and_never_the_last_upstream() {
     ];
     let now = Instant::now();
     for (scripts, share, FloorQuery(among, only, tried), wanted) in table {
-        let query =
-            UpstreamQuery { model: Some("m"), among: *among, only: *only, tried, ..UpstreamQuery::default() };
+        let route = among.map(RouteUpstreams::of);
+        let query = UpstreamQuery {
+            model: Some("m"),
+            among: route.as_ref(),
+            only: *only,
+            tried,
+            ..UpstreamQuery::default()
+        };
         let snapshot = snapshot(&of(scripts), now).ejecting(*share);
         let (_, found) = search(&snapshot, &query, now);
         assert_eq!(found, wanted.to_vec(), "{scripts:?} with {share}, {among:?}, {only:?}, {tried:?}");

@@ -29,8 +29,10 @@ impl SlowStartScene {
         scripts.push("ready missed missed missed");
         let mut snapshot = snapshot(&of(&scripts), start);
         for entry in &mut snapshot.entries {
-            Arc::get_mut(&mut entry.upstream).expect("it is not shared yet").config.max_active = None;
+            let config = UpstreamConfig { max_active: None, ..entry.upstream.config.clone() };
+            entry.upstream = Arc::new(entry.upstream.renewed(config).expect("it needs no file"));
         }
+        let snapshot = Snapshot::new(snapshot.entries, Vec::new(), None);
         SlowStartScene { snapshot, start, leases: Vec::new(), count: 0 }
     }
 
@@ -40,9 +42,11 @@ impl SlowStartScene {
         for found in [Ok(()), missed(), missed(), missed(), Ok(())] {
             machine.probed(found, 0, now, &rules());
         }
-        let entry = self.snapshot.entries.last_mut().expect("there is one");
+        let mut entries = std::mem::take(&mut self.snapshot.entries);
+        let entry = entries.last_mut().expect("there is one");
         entry.status = machine.status(&rules());
         assert_eq!(entry.state(), UpstreamState::Ready);
+        self.snapshot = Snapshot::new(entries, Vec::new(), Some(&self.snapshot));
     }
 
     /// Returns the share of the requests that the last upstream gets in `seconds` from `now` on.

@@ -61,7 +61,7 @@ impl BurstFleet {
             uncached: tokens,
         };
         let prompt = PromptSize { tokens, block_tokens: BLOCK_TOKENS };
-        self.hits.weigh(Some(self.at[engine]), prompt, &mut candidate);
+        self.hits.weigh(Some(self.at[engine]), &self.hits.terms(prompt), &mut candidate);
         candidate
     }
 
