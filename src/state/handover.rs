@@ -121,9 +121,9 @@ mod tests {
         }
         learn(&from, &chain(1, 151), None, 3);
         let mut batches: Vec<Vec<u8>> = Vec::new();
-        let message = |chains| super::super::exchange::Message { chains, ..Default::default() };
         from.export_chains(|chains| {
-            batches.push(message(chains).encode());
+            let message = super::super::exchange::Message { chains, ..Default::default() };
+            batches.push(message.encode());
             true
         });
         assert!(batches.len() > 2, "several batches of one upstream: {}", batches.len());
