@@ -122,13 +122,8 @@ pub fn jitter(age: f64) -> f64 {
 
 /// Returns the cost of sending the request to `candidate`, in prompt tokens.
 pub fn cost(candidate: &Candidate, knobs: &Balance) -> f64 {
-    cost_with(candidate, candidate.missing, knobs)
-}
-
-/// Returns the cost if the upstream lacked so many tokens of the prompt.
-fn cost_with(candidate: &Candidate, missing: u64, knobs: &Balance) -> f64 {
     let work = knobs.backlog * candidate.backlog as f64
-        + (knobs.missing + knobs.stall * candidate.active as f64) * missing as f64
+        + (knobs.missing + knobs.stall * candidate.active as f64) * candidate.missing as f64
         + knobs.active * candidate.active as f64
         + knobs.context * candidate.context as f64
         + candidate.session_penalty as f64;
@@ -140,7 +135,10 @@ fn cost_with(candidate: &Candidate, missing: u64, knobs: &Balance) -> f64 {
 impl DrawSeed {
     /// Returns the factor by which a candidate's cost is raised.
     fn raise(&self, index: usize) -> f64 {
-        1.0 + self.jitter * unit_interval(mix(self.random, index))
+        match self.jitter > 0.0 {
+            true => 1.0 + self.jitter * unit_interval(mix(self.random, index)),
+            false => 1.0,
+        }
     }
 }
 

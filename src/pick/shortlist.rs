@@ -13,7 +13,7 @@
 //! 1 % more than the least of all candidates, as without the list. Which of more than 32 equal candidates
 //! are on the list is drawn at random.
 
-use super::{Candidate, DrawSeed, cost, cost_with, mix};
+use super::{Candidate, DrawSeed, mix};
 use crate::config::types::{Balance, Preset};
 
 /// The number of candidates up to which `shortlist` keeps all.
@@ -31,11 +31,18 @@ pub fn shortlist(candidates: &mut Vec<Candidate>, knobs: &Balance, seed: DrawSee
     let (mut holders, mut loads) = (LeastCosts::new(), LeastCosts::new());
     let mut listed: Vec<usize> = Vec::with_capacity(2 * MAX_LISTED + 1);
     for (place, candidate) in candidates.iter().enumerate() {
-        let raise = seed.raise(candidate.index);
+        // The sum of `cost`, in another order: what both costs have in common is computed once.
+        let active = float(candidate.active);
+        let load = knobs.backlog * float(candidate.backlog)
+            + knobs.active * active
+            + knobs.context * float(candidate.context)
+            + float(candidate.session_penalty);
+        let each = knobs.missing + knobs.stall * active;
+        let scale = seed.raise(candidate.index) / candidate.weight;
         let draw = || mix(!seed.random, candidate.index);
-        loads.offer(cost_with(candidate, candidate.cold, knobs) * raise, place, draw);
+        loads.offer((load + each * float(candidate.cold)) * scale, place, draw);
         if candidate.missing < candidate.cold {
-            holders.offer(cost(candidate, knobs) * raise, place, draw);
+            holders.offer((load + each * float(candidate.missing)) * scale, place, draw);
         }
         if Some(candidate.index) == last {
             listed.push(place);
@@ -48,6 +55,11 @@ pub fn shortlist(candidates: &mut Vec<Candidate>, knobs: &Balance, seed: DrawSee
         candidates[at] = candidates[*place];
     }
     candidates.truncate(listed.len());
+}
+
+/// Converts a number of tokens or requests. From a signed number this takes one instruction.
+fn float(number: u64) -> f64 {
+    i64::try_from(number).unwrap_or(i64::MAX) as f64
 }
 
 /// The least of many costs.
@@ -99,7 +111,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::pick::{TIE_SHARE, jitter, pick};
+    use crate::pick::{TIE_SHARE, cost, jitter, pick};
 
     fn idle(index: usize) -> Candidate {
         Candidate {
@@ -162,8 +174,9 @@ mod tests {
             let seen = |candidate: &Candidate| cost(candidate, &knobs) * seed.raise(candidate.index);
             let least = all.iter().map(seen).fold(f64::MAX, f64::min);
             let choice = pick(&some, &knobs, seed).unwrap();
-            prop_assert!(seen(&all[choice.index]) <= least * (1.0 + TIE_SHARE));
-            prop_assert_eq!(some.iter().map(seen).fold(f64::MAX, f64::min), least);
+            prop_assert!(seen(&all[choice.index]) <= least * (1.0 + TIE_SHARE) * (1.0 + 1e-12));
+            // But for the last bits: the list adds up in another order.
+            prop_assert!(some.iter().map(seen).fold(f64::MAX, f64::min) <= least * (1.0 + 1e-12));
             prop_assert!(some.iter().any(|candidate| candidate.index == last), "it had the session");
             if all.len() <= MAX_COMPARED {
                 prop_assert_eq!(some, all);
