@@ -6,5 +6,6 @@ mod discovery;
 mod exchange;
 mod members;
 mod probers;
+mod redis_chaos;
 mod siblings;
 mod stored;

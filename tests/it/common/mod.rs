@@ -18,7 +18,9 @@ pub mod postgres;
 pub mod process;
 pub mod raw;
 pub mod redis;
+pub mod sentinel;
 pub mod shapes;
+pub mod slow_link;
 pub mod wire;
 
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! A real redis-server for one test: on a free port and a unix socket, to be killed, stopped and started
 //! anew.
 
+use std::ffi::OsString;
 use std::process::{Child, Command, Stdio};
 
 use redis::{AsyncConnectionConfig, Value};
@@ -8,6 +9,15 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::{PATIENCE, eventually};
+
+/// Names another program than `redis-server`, such as Valkey's.
+const SERVER_VARIABLE: &str = "VLLM_LB_REDIS_SERVER";
+
+/// The file from which a starting redis-server reads its data.
+const DATA_FILE: &str = "dump.rdb";
+
+/// The file that `Redis::take_snapshot` leaves.
+const SNAPSHOT_FILE: &str = "earlier.rdb";
 
 pub struct Redis {
     child: Child,
@@ -104,11 +114,42 @@ impl Redis {
         self.child.wait().expect("its own child can be waited for");
     }
 
+    /// Keeps a copy of all that is in it at the moment.
+    pub async fn take_snapshot(&self) {
+        self.ask(&["SAVE"]).await;
+        let files = [DATA_FILE, SNAPSHOT_FILE].map(|name| self.folder.path().join(name));
+        std::fs::rename(&files[0], &files[1]).expect("SAVE writes a file");
+    }
+
+    /// Kills it, and starts it again with what was in it at the snapshot.
+    pub async fn return_to_snapshot(&mut self) {
+        self.kill();
+        let files = [SNAPSHOT_FILE, DATA_FILE].map(|name| self.folder.path().join(name));
+        std::fs::copy(&files[0], &files[1]).expect("there is a snapshot");
+        self.again().await;
+        std::fs::remove_file(&files[1]).expect("the copy is there");
+    }
+
+    /// Makes it a replica of a master that does not exist: it has what it had, and accepts no writes.
+    pub async fn set_read_only(&self) {
+        let nowhere = Self::free_port().to_string();
+        self.ask(&["REPLICAOF", "127.0.0.1", &nowhere]).await;
+    }
+
+    /// Makes it a master, which accepts writes.
+    pub async fn set_writable(&self) {
+        self.ask(&["REPLICAOF", "NO", "ONE"]).await;
+    }
+
     /// Starts it again after its end, with nothing in it.
     pub async fn again(&mut self) {
         self.child = spawn(&self.folder, self.port, &self.arguments);
         self.until_up().await;
     }
+}
+
+fn program() -> OsString {
+    std::env::var_os(SERVER_VARIABLE).unwrap_or_else(|| "redis-server".into())
 }
 
 fn spawn(folder: &TempDir, port: u16, arguments: &[String]) -> Child {
@@ -118,7 +159,7 @@ fn spawn(folder: &TempDir, port: u16, arguments: &[String]) -> Child {
         Some((file, rest)) if !file.starts_with("--") => (Some(file), rest),
         _ => (None, arguments),
     };
-    Command::new("redis-server")
+    Command::new(program())
         .args(first)
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--unixsocket", "redis.sock"])
         .args(["--save", "", "--appendonly", "no"])

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::board::{Board, gauges, settings};
 use crate::common::redis::Redis;
+use crate::common::sentinel::SentinelSet;
 use crate::common::{PATIENCE, eventually, logs};
 use vllm_lb::state::exchange::Binding;
 
@@ -144,26 +145,11 @@ async fn frozen_at_the_start() {
 /// A replica takes the master's place: sentinels tell where it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failover_is_followed() {
-    let mut master = Redis::start(&[]).await;
-    let port = master.port.to_string();
-    let replica = Redis::start(&["--replicaof", "127.0.0.1", &port]).await;
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let file = folder.path().join("sentinel.conf");
-    let monitor = format!(
-        "sentinel monitor main 127.0.0.1 {port} 1\nsentinel down-after-milliseconds main 500\n\
-         sentinel failover-timeout main 3000\n"
-    );
-    std::fs::write(&file, monitor).expect("the folder can be written");
-    let sentinel = Redis::start(&[&file.display().to_string(), "--sentinel"]).await;
-    eventually("the sentinel knows the replica", async || {
-        let replicas = sentinel.ask(&["SENTINEL", "REPLICAS", "main"]).await;
-        format!("{replicas:?}").contains(&replica.port.to_string()).then_some(())
-    })
-    .await;
-    let url = format!("redis+sentinel://127.0.0.1:{}/main/2", sentinel.port);
+    let mut set = SentinelSet::start().await;
+    let url = format!("{}/2", set.url());
     let (a, b) = (Board::begun(&url, "a").await, Board::begun(&url, "b").await);
     right_again(&a, &b, 3).await;
-    master.kill();
+    set.master.kill();
     until_trouble(2).await;
     right_again(&a, &b, 9).await;
     assert_eq!(settings(&url, "a").url.database, 2);
