@@ -15,6 +15,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::common::body::stream;
 use crate::common::process::{Process, Setup};
 use crate::common::redis::Redis;
+use crate::common::sentinel::SentinelSet;
+use crate::common::slow_link::SlowLink;
 use crate::common::wire::{Wire, post};
 use crate::common::{EngineServer, Options, Timing, direct, engine, eventually, names};
 
@@ -30,6 +32,9 @@ const BLOW: Duration = Duration::from_secs(2);
 /// Engines that answer at once.
 const ENGINES: u64 = 2;
 
+/// How long answers of a slow Redis take.
+const SLOW: Duration = Duration::from_millis(200);
+
 /// What happens to Redis.
 #[derive(Clone, Copy)]
 enum Trouble {
@@ -40,6 +45,26 @@ enum Trouble {
     Flushed,
     Full,
     Cut,
+    Returned,
+    ReadOnly,
+    Slow,
+    FailedOver,
+}
+
+/// Where balancers find their Redis.
+#[derive(Clone, Copy)]
+enum RedisSite {
+    Direct,
+    /// Behind a proxy that can delay answers.
+    SlowLink,
+    Sentinel,
+}
+
+/// A Redis as balancers find it.
+enum SharedRedis {
+    Direct(Redis),
+    SlowLink(Redis, SlowLink),
+    Sentinel(SentinelSet),
 }
 
 /// One request: when it was due, how long until the first byte of the body, and whether it went well.
@@ -51,16 +76,68 @@ struct Sample {
 
 /// Balancers, what is between them, and streams through the first that last.
 struct Stage {
-    redis: Redis,
+    redis: SharedRedis,
     processes: [Process; 2],
     slow: EngineServer,
     held: Vec<Wire>,
 }
 
+// === impl RedisSite ===
+
+impl RedisSite {
+    const ALL: [RedisSite; 3] = [RedisSite::Direct, RedisSite::SlowLink, RedisSite::Sentinel];
+
+    fn troubles(self) -> &'static [Trouble] {
+        match self {
+            RedisSite::Direct => &Trouble::DIRECT,
+            RedisSite::SlowLink => &[Trouble::Slow],
+            RedisSite::Sentinel => &[Trouble::FailedOver],
+        }
+    }
+
+    async fn start(self) -> SharedRedis {
+        match self {
+            RedisSite::Direct => SharedRedis::Direct(Redis::start(&[]).await),
+            RedisSite::SlowLink => {
+                let redis = Redis::start(&[]).await;
+                let link = SlowLink::to(redis.port).await;
+                SharedRedis::SlowLink(redis, link)
+            }
+            RedisSite::Sentinel => SharedRedis::Sentinel(SentinelSet::start().await),
+        }
+    }
+}
+
+// === impl SharedRedis ===
+
+impl SharedRedis {
+    fn url(&self) -> String {
+        match self {
+            SharedRedis::Direct(redis) => redis.url(),
+            SharedRedis::SlowLink(_, link) => format!("redis://127.0.0.1:{}", link.port),
+            SharedRedis::Sentinel(set) => set.url(),
+        }
+    }
+
+    fn redis(&mut self) -> &mut Redis {
+        match self {
+            SharedRedis::Direct(redis) | SharedRedis::SlowLink(redis, _) => redis,
+            SharedRedis::Sentinel(set) => &mut set.master,
+        }
+    }
+
+    fn set_delay(&self, delay: Duration) {
+        if let SharedRedis::SlowLink(_, link) = self {
+            link.set_delay(delay);
+        }
+    }
+}
+
 // === impl Trouble ===
 
 impl Trouble {
-    const ALL: [Trouble; 7] = [
+    /// Those of a Redis that balancers reach directly.
+    const DIRECT: [Trouble; 9] = [
         Trouble::Nothing,
         Trouble::Killed,
         Trouble::Restarted,
@@ -68,6 +145,8 @@ impl Trouble {
         Trouble::Flushed,
         Trouble::Full,
         Trouble::Cut,
+        Trouble::Returned,
+        Trouble::ReadOnly,
     ];
 
     fn name(self) -> &'static str {
@@ -79,15 +158,21 @@ impl Trouble {
             Trouble::Flushed => "FLUSHALL every 2 s",
             Trouble::Full => "maxmemory 1",
             Trouble::Cut => "CLIENT KILL of all, every 2 s",
+            Trouble::Returned => "kill -9 and one with an old snapshot, every 2 s",
+            Trouble::ReadOnly => "read-only, a replica without its master",
+            Trouble::Slow => "answers take 200 ms",
+            Trouble::FailedOver => "kill -9 of the master, Sentinel names the replica",
         }
     }
 
-    async fn blow(self, redis: &mut Redis) {
+    async fn blow(self, shared: &mut SharedRedis) {
+        let redis = shared.redis();
         match self {
             Trouble::Restarted => {
                 redis.kill();
                 redis.again().await;
             }
+            Trouble::Returned => redis.return_to_snapshot().await,
             Trouble::Flushed => drop(redis.ask(&["FLUSHALL"]).await),
             Trouble::Cut => {
                 // One kind is one command, and there are readers of other kinds.
@@ -95,34 +180,43 @@ impl Trouble {
                     redis.ask(&["CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes"]).await;
                 }
             }
-            Trouble::Nothing | Trouble::Killed | Trouble::Stopped | Trouble::Full => {}
+            _ => {}
         }
     }
 
-    async fn begin(self, redis: &mut Redis) {
+    async fn begin(self, shared: &mut SharedRedis) {
         match self {
-            Trouble::Killed => redis.kill(),
-            Trouble::Stopped => redis.freeze(),
-            Trouble::Full => drop(redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await),
-            other => other.blow(redis).await,
+            Trouble::Killed => shared.redis().kill(),
+            Trouble::Stopped => shared.redis().freeze(),
+            Trouble::Full => drop(shared.redis().ask(&["CONFIG", "SET", "maxmemory", "1"]).await),
+            Trouble::ReadOnly => shared.redis().set_read_only().await,
+            Trouble::Slow => shared.set_delay(SLOW),
+            other => other.blow(shared).await,
         }
     }
 
     /// The last blow, after which something changes that is to be told.
-    async fn last(self, redis: &mut Redis) {
+    async fn last(self, shared: &mut SharedRedis) {
         match self {
-            Trouble::Restarted => redis.kill(),
-            other => other.blow(redis).await,
+            Trouble::Restarted => shared.redis().kill(),
+            other => other.blow(shared).await,
         }
     }
 
     /// Makes Redis whole again.
-    async fn end(self, redis: &mut Redis) {
+    async fn end(self, shared: &mut SharedRedis) {
         match self {
-            Trouble::Killed | Trouble::Restarted => redis.again().await,
-            Trouble::Stopped => redis.thaw(),
-            Trouble::Full => drop(redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await),
-            Trouble::Nothing | Trouble::Flushed | Trouble::Cut => {}
+            Trouble::Killed | Trouble::Restarted => shared.redis().again().await,
+            Trouble::Stopped => shared.redis().thaw(),
+            Trouble::Full => drop(shared.redis().ask(&["CONFIG", "SET", "maxmemory", "0"]).await),
+            Trouble::ReadOnly => shared.redis().set_writable().await,
+            Trouble::Slow => shared.set_delay(Duration::ZERO),
+            Trouble::FailedOver => {
+                if let SharedRedis::Sentinel(set) = shared {
+                    set.fail_over().await;
+                }
+            }
+            Trouble::Nothing | Trouble::Flushed | Trouble::Cut | Trouble::Returned => {}
         }
     }
 }
@@ -130,8 +224,8 @@ impl Trouble {
 // === impl Stage ===
 
 impl Stage {
-    async fn new(engines: &[EngineServer]) -> Self {
-        let redis = Redis::start(&[]).await;
+    async fn new(engines: &[EngineServer], site: RedisSite) -> Self {
+        let redis = site.start().await;
         let timing = Timing { per_step: 0.2, ..Timing::instant() };
         let options = Options { models: names(&["slow"]), timing, ..Options::default() };
         let slow = EngineServer::start(options).await.expect("a free port is there");
@@ -174,6 +268,14 @@ impl Stage {
     /// Lets one trouble last so long, and tells when all was known again after it.
     async fn suffer(&mut self, trouble: Trouble, time: Duration) -> Duration {
         let end = Instant::now() + time;
+        if matches!(trouble, Trouble::FailedOver) {
+            // It happens once, and takes its own time.
+            self.hold().await;
+            trouble.end(&mut self.redis).await;
+            let took = self.agrees().await;
+            sleep_until(end).await;
+            return took;
+        }
         trouble.begin(&mut self.redis).await;
         while end > Instant::now() + BLOW {
             sleep(BLOW).await;
@@ -229,7 +331,19 @@ pub async fn table(seconds: f64) {
     for seed in 0..ENGINES {
         engines.push(engine(Options { seed, ..Options::default() }).await);
     }
-    let mut stage = Stage::new(&engines).await;
+    println!("| | requests | failed | p50 before | p50 | p99 before | p99 | right again after |");
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    let (mut requests, mut failed) = (0, 0);
+    for site in RedisSite::ALL {
+        let samples = suffer_all(Stage::new(&engines, site).await, site.troubles(), time).await;
+        requests += samples.len();
+        failed += samples.iter().filter(|sample| !sample.well).count();
+    }
+    println!("\n{requests} requests in all, {failed} of them failed.");
+}
+
+/// Lets the troubles happen one after another under a steady load, and prints their rows.
+async fn suffer_all(mut stage: Stage, troubles: &[Trouble], time: Duration) -> Vec<Sample> {
     let phase = Arc::new(AtomicUsize::new(0));
     let (sender, mut receiver) = mpsc::channel(100_000);
     let mut clients = JoinSet::new();
@@ -241,11 +355,14 @@ pub async fn table(seconds: f64) {
     let mut again = Vec::new();
     // What is before the first phase warms up.
     sleep(Duration::from_secs(2)).await;
-    for trouble in Trouble::ALL {
+    for trouble in troubles {
         next();
+        if matches!(trouble, Trouble::Returned) {
+            stage.redis.redis().take_snapshot().await;
+        }
         sleep(time).await;
         next();
-        again.push(stage.suffer(trouble, time).await);
+        again.push(stage.suffer(*trouble, time).await);
     }
     next();
     let mut samples = Vec::new();
@@ -254,13 +371,12 @@ pub async fn table(seconds: f64) {
         samples.push(sample);
     }
     clients.join_all().await;
-    rows(&samples, &again);
+    rows(&samples, troubles, &again);
+    samples
 }
 
-fn rows(samples: &[Sample], again: &[Duration]) {
-    println!("| | requests | failed | p50 before | p50 | p99 before | p99 | right again after |");
-    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-    for (at, (trouble, again)) in Trouble::ALL.iter().zip(again).enumerate() {
+fn rows(samples: &[Sample], troubles: &[Trouble], again: &[Duration]) {
+    for (at, (trouble, again)) in troubles.iter().zip(again).enumerate() {
         let (quiet, loud) = (2 * at + 1, 2 * at + 2);
         let requests = samples.iter().filter(|sample| sample.phase == loud).count();
         let failed = samples.iter().filter(|sample| sample.phase == loud && !sample.well).count();
@@ -275,6 +391,4 @@ fn rows(samples: &[Sample], again: &[Duration]) {
             again.as_secs_f64() * 1e3,
         );
     }
-    let failed = samples.iter().filter(|sample| !sample.well).count();
-    println!("\n{} requests in all, {failed} of them failed.", samples.len());
 }
