@@ -23,7 +23,6 @@ mod connection;
 mod connection_state;
 mod control;
 mod driver;
-mod encode;
 mod error;
 mod event_log;
 mod fault;

@@ -1,11 +1,11 @@
 //! Embeddings, pooling, classification, scores and ranks: numbers that depend on the text alone.
 
+use base64::engine::{Engine, general_purpose};
 use http::StatusCode;
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::clock;
-use super::encode::base64;
 use super::error::ApiError;
 use super::input::Input;
 use super::render;
@@ -149,7 +149,11 @@ pub async fn embeddings(call: &EngineCall) -> Result<Reply, ApiError> {
         return Ok(pooled.bytes(call, "embd", &vectors));
     }
     let data = pooled.texts.iter().enumerate().map(|(index, text)| {
-        let embedding = if packed { json!(base64(&packing(text))) } else { json!(vector(text, dimensions)) };
+        let embedding = if packed {
+            json!(general_purpose::STANDARD.encode(packing(text)))
+        } else {
+            json!(vector(text, dimensions))
+        };
         json!({"index": index, "object": "embedding", "embedding": embedding})
     });
     Ok(pooled.list(call, "embd", data.collect()))

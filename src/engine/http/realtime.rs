@@ -5,16 +5,17 @@
 use std::io;
 use std::sync::Arc;
 
+use base64::engine::{Engine, general_purpose};
 use http::{HeaderValue, Response, StatusCode, header};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::accepted::AcceptedConnection;
 use super::clock;
 use super::connection_state::BusyGuard;
-use super::encode::{base64, sha1};
 use super::error::ApiError;
 use super::reply::{self, Reply};
 use super::run::EngineCall;
@@ -35,7 +36,7 @@ pub fn open(call: &EngineCall, upgrade: OnUpgrade, busy: Arc<BusyGuard>) -> Resu
     let Some(key) = call.header("sec-websocket-key") else {
         return Err(ApiError::bad_request("Missing Sec-WebSocket-Key header"));
     };
-    let accept = base64(&sha1(format!("{key}{HANDSHAKE_GUID}").as_bytes()));
+    let accept = accept_key(key);
     let shared = Arc::clone(&call.shared);
     let mut open = AcceptedConnection::new(Arc::clone(&shared), Arc::default());
     tokio::spawn(async move {
@@ -118,6 +119,12 @@ async fn read_frame(io: &mut TokioIo<Upgraded>) -> io::Result<(u8, Vec<u8>)> {
     Ok((head[0] & 0x0F, payload))
 }
 
+/// The `sec-websocket-accept` for a client's key.
+fn accept_key(key: &str) -> String {
+    let hash = digest(&SHA1_FOR_LEGACY_USE_ONLY, format!("{key}{HANDSHAKE_GUID}").as_bytes());
+    general_purpose::STANDARD.encode(hash)
+}
+
 async fn write_frame(io: &mut TokioIo<Upgraded>, kind: u8, payload: &[u8]) -> io::Result<()> {
     let mut frame = vec![0x80 | kind];
     match payload.len() {
@@ -134,4 +141,13 @@ async fn write_frame(io: &mut TokioIo<Upgraded>, kind: u8, payload: &[u8]) -> io
     frame.extend(payload);
     io.write_all(&frame).await?;
     io.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    /// The example of RFC 6455.
+    #[test]
+    fn the_key_of_the_standards_example_is_accepted() {
+        assert_eq!(super::accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+    }
 }

@@ -11,6 +11,8 @@
 
 use std::borrow::Cow;
 
+use base64::alphabet::URL_SAFE;
+use base64::engine::{Engine, GeneralPurpose, general_purpose};
 use http::{HeaderMap, header};
 
 use super::name::{member, text, trimmed_name};
@@ -76,31 +78,15 @@ fn signed_session(value: &[u8]) -> Option<Vec<u8>> {
 
 /// Decodes base64 of either alphabet, with padding or without.
 fn base64(text: &[u8]) -> Option<Vec<u8>> {
+    const DIGITS: GeneralPurpose =
+        GeneralPurpose::new(&URL_SAFE, general_purpose::NO_PAD.with_decode_allow_trailing_bits(true));
     let end = text.iter().rposition(|byte| *byte != b'=').map_or(0, |last| last + 1);
-    let mut bytes = Vec::with_capacity(end * 3 / 4);
-    for group in text[..end].chunks(4) {
-        let mut bits = 0_u32;
-        for byte in group {
-            let digit = match byte {
-                b'A'..=b'Z' => byte - b'A',
-                b'a'..=b'z' => byte - b'a' + 26,
-                b'0'..=b'9' => byte - b'0' + 52,
-                b'+' | b'-' => 62,
-                b'/' | b'_' => 63,
-                _ => return None,
-            };
-            bits = bits << 6 | u32::from(digit);
-        }
-        bits <<= 6 * (4 - group.len());
-        let whole = match group.len() {
-            4 => 3,
-            3 => 2,
-            2 => 1,
-            _ => return None,
-        };
-        bytes.extend_from_slice(&bits.to_be_bytes()[1..=whole]);
-    }
-    Some(bytes)
+    let one_alphabet = |byte: &u8| match byte {
+        b'+' => b'-',
+        b'/' => b'_',
+        byte => *byte,
+    };
+    DIGITS.decode(text[..end].iter().map(one_alphabet).collect::<Vec<_>>()).ok()
 }
 
 #[cfg(test)]
