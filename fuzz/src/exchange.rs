@@ -8,9 +8,11 @@ const MEMORY: usize = 64;
 
 pub fn run(data: &[u8]) {
     let Ok(message) = Message::decode(data) else { return };
-    let hashes: usize = message.chains.iter().map(|chains| chains.hashes.len() * 8).sum();
+    let chains = message.chains.iter().map(|chain| chain.hashes.len());
+    let take_backs = message.take_backs.iter().map(|chain| chain.hashes.len());
+    let hashes = 8 * chains.chain(take_backs).sum::<usize>();
     let rows = message.gauges.as_ref().map_or(0, |update| update.rows.len());
-    let entries = rows + message.chains.len() + message.bound.len() + message.chain_requests.len();
+    let entries = rows + message.chain_count() + message.bound.len() + message.chain_requests.len();
     assert!(hashes <= data.len() * MEMORY, "{hashes} bytes of hashes out of {}", data.len());
     assert!(entries <= data.len(), "{entries} entries out of {} bytes", data.len());
     let written = message.encode();

@@ -269,3 +269,24 @@ fn writes_everything_but_chains_as_the_first_release_did() {
     parts_then.retain(|(kind, _)| *kind != 4);
     assert_eq!((head, parts_now), (first_head, parts_then));
 }
+
+/// Balancers of later releases read these bytes.
+#[test]
+fn writes_chains_in_their_form() {
+    let chains = include_bytes!("../../../fuzz/seeds/exchange/chains");
+    let chain = |upstream, parent, depth, hashes: &[u64], end| ChainUpdate {
+        upstream,
+        parent,
+        depth,
+        hashes: hashes.to_vec().into(),
+        end,
+    };
+    let message = Message {
+        fingerprint: Some(0x0123_4567_89AB_CDEF),
+        chains: vec![chain("a:1", Some(3), 300, &[5, u64::MAX], Some(9)), chain("b:2", None, 0, &[6], None)],
+        take_backs: vec![TakeBack { upstream: "b:2", parent: Some(3), hashes: vec![5].into(), end: None }],
+        ..Message::new(7, 1)
+    };
+    assert_eq!(message.encode(), chains);
+    assert_eq!(Message::decode(chains), Ok(message));
+}
