@@ -51,6 +51,7 @@ pub enum FetchError {
 /// Sends the balancer's own requests.
 pub struct UpstreamClient;
 
+/// A connection to a server, with or without TLS.
 pub(super) trait ClientStream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> ClientStream for T {}
 
@@ -198,6 +199,7 @@ pub(super) async fn read_whole(
     Ok(Response::from_parts(head, body.to_bytes()))
 }
 
+/// Limits the time of an exchange.
 pub(super) async fn within(
     limit: Duration,
     exchange: impl Future<Output = Result<Response<Bytes>, FetchError>>,

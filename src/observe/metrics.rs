@@ -5,6 +5,7 @@
 mod builder;
 mod cache;
 mod exchange;
+mod probes;
 mod traces;
 
 use prometheus::{Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
@@ -12,6 +13,7 @@ use prometheus::{Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, Reg
 use builder::MetricsBuilder;
 use cache::CacheMetrics;
 use exchange::ExchangeMetrics;
+use probes::ProbeMetrics;
 use traces::TraceMetrics;
 
 /// All metrics of one balancer, in a registry of their own.
@@ -25,9 +27,7 @@ pub(super) struct Metrics {
     pub retries: IntCounterVec,
     pub broken_streams: IntCounterVec,
     pub upstream_changes: IntCounterVec,
-    pub probes: IntCounterVec,
-    pub probe_failures: IntCounterVec,
-    pub probe_reports: IntCounterVec,
+    pub probes: ProbeMetrics,
     pub upstream_busy: IntCounterVec,
     pub cache: CacheMetrics,
     pub discovery_failures: IntCounterVec,
@@ -79,21 +79,7 @@ impl Default for Metrics {
                 "Changes of an upstream's state, by the new one.",
                 &["upstream", "state"],
             ),
-            probes: make.counters(
-                "vllm_lb_probes_total",
-                "Probes of an upstream by this balancer.",
-                &["upstream"],
-            ),
-            probe_reports: make.counters(
-                "vllm_lb_probe_reports_total",
-                "Reports of siblings on an upstream that were applied.",
-                &["upstream"],
-            ),
-            probe_failures: make.counters(
-                "vllm_lb_probe_failures_total",
-                "Probes that an upstream did not answer well.",
-                &["upstream"],
-            ),
+            probes: ProbeMetrics::new(&make),
             upstream_busy: make.counters(
                 "vllm_lb_upstream_busy_total",
                 "Answers by which an upstream said that it is full.",

@@ -48,17 +48,17 @@ impl Observer {
 
     /// Counts a probe of an upstream.
     pub fn probed(&self, upstream: &str) {
-        self.metrics().probes.with_label_values(&[upstream]).inc();
+        self.metrics().probes.made.with_label_values(&[upstream]).inc();
     }
 
     /// Counts a sibling's report on an upstream that was applied.
     pub fn probe_report_applied(&self, upstream: &str) {
-        self.metrics().probe_reports.with_label_values(&[upstream]).inc();
+        self.metrics().probes.reports.with_label_values(&[upstream]).inc();
     }
 
     /// Records a failed probe. The first failure in a row is logged at info level, later ones at debug level.
     pub fn probe_failed(&self, upstream: &str, why: &str, in_a_row: u32) {
-        self.metrics().probe_failures.with_label_values(&[upstream]).inc();
+        self.metrics().probes.failed.with_label_values(&[upstream]).inc();
         if in_a_row == 1 {
             info!(upstream = upstream, error = why; "upstream does not answer");
         } else {

@@ -159,6 +159,7 @@ pub async fn answer(
     let method = request.method().as_str().to_owned();
     let row = find(request.uri().path(), &shared.options);
     let wanted = request.headers().get("x-request-id").cloned();
+    shared.carries(busy.connection(), row.is_some_and(|row| row.route.is_poll()));
     let mut reply = respond(&shared, &busy, row, request).await?;
     if shared.options.request_id_headers {
         let fresh = || HeaderValue::from_str(&shared.random_hex()).ok();
@@ -185,7 +186,6 @@ async fn respond(
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
     let is_sim = row.is_some_and(|row| row.route == EngineRoute::Sim);
     let is_poll = row.is_some_and(|row| row.route.is_poll());
-    shared.carries(busy.connection(), is_poll);
     if !is_sim {
         let recorded = Recorded::new(parts.method.clone(), &parts.uri, parts.headers.clone(), &body);
         shared.record(recorded, is_poll);

@@ -31,8 +31,9 @@ const MAX_COUNT: u64 = 1_000_000_000_000_000;
 /// The longest age or remaining time in a report.
 const MAX_TIME: Duration = Duration::from_secs(3600);
 
+/// The kinds of the fields of a report.
 mod field {
-    //! The kinds of the fields of a report.
+    /// The kinds of the fields of a report.
     pub const PROBE: u64 = 1;
     pub const CARDS: u64 = 2;
     pub const VERSION: u64 = 3;
