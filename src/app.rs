@@ -37,7 +37,6 @@ use crate::proxy::server::connection_limit::ConnectionLimiter;
 use crate::proxy::server::shutdown::{Shutdown, ShutdownPhase};
 use crate::proxy::{self, Balancer, ProxyShared, server};
 use crate::state::State;
-use crate::state::members::Members;
 use crate::traces::Traces;
 
 use members::{MemberFollower, RecordApplier};
@@ -78,7 +77,6 @@ pub struct RunningBalancer {
     tasks: JoinSet<()>,
     tasks_stop: watch::Sender<bool>,
     reloader: Arc<Reloader>,
-    members: Arc<Members>,
     applier: RecordApplier,
 }
 
@@ -144,11 +142,9 @@ async fn prepare(
     let certificates =
         listeners.iter().filter_map(|(_, _, listener)| listener.certificate().cloned()).collect();
     let config = Arc::new(ArcSwap::from_pointee(config));
-    let (fleet_too, limiter_too) = (fleet.clone(), limiter.clone());
-    let changes = RuntimeChanges { members: members.clone(), exchange: exchange.clone() };
-    let parts = (fleet_too, changes);
+    let limiter_too = limiter.clone();
+    let parts = (fleet.clone(), RuntimeChanges { members: members.clone(), exchange: exchange.clone() });
     let reloader = Reloader::new(load, config.clone(), parts, shared.clone(), limiter_too, certificates);
-    let (asks, leaving) = (reloader.clone(), shutdown.unready());
     let parts = AdminParts {
         fleet: fleet.clone(),
         state: state.clone(),
@@ -157,11 +153,10 @@ async fn prepare(
         exchange,
         members: members.clone(),
     };
-    let applier = RecordApplier { fleet: fleet.clone(), config: config.clone(), observer: observer.clone() };
-    let follower = MemberFollower::new(applier.clone(), members.clone());
-    let admin = AdminApi::new(parts, config, asks, leaving);
-    let open_listener = Arc::new(AdminListener(admin));
-    let private = server::shared_server(Balancer::admin(shared, open_listener), limits);
+    let applier = RecordApplier::new(&fleet, &config, &members, &observer);
+    let follower = MemberFollower::new(applier.clone());
+    let api = AdminApi::new(parts, config, reloader.clone(), shutdown.unready());
+    let private = server::shared_server(Balancer::admin(shared, Arc::new(AdminListener(api))), limits);
     let open_listeners = open(listeners, &public, &private, &limiter);
     let mut addresses: Vec<String> = open_listeners.iter().map(OpenListener::bound_address).collect();
     let admin = addresses.pop().unwrap_or_default();
@@ -180,7 +175,6 @@ async fn prepare(
         tasks,
         tasks_stop,
         reloader,
-        members,
         applier,
     };
     Ok(PreparedBalancer { running, open_listeners })
@@ -279,7 +273,7 @@ impl RunningBalancer {
         let config = self.reloader.config();
         StateSource {
             state: self.state.clone(),
-            members: self.members.clone(),
+            members: self.applier.members.clone(),
             upstreams: config.upstreams.clone(),
             fingerprint: siblings::fingerprint(&config),
         }
@@ -294,7 +288,7 @@ impl RunningBalancer {
             let may_be_shared = || MemberRecord::read(&applied).is_ok_and(|record| record.has_no_key());
             if config.redis.is_some() && !may_be_shared() {
                 self.observer.member_unusable(&name, "its api_key would stand in Redis in clear");
-            } else if self.members.adopt(&name, text) {
+            } else if self.applier.members.adopt(&name, text) {
                 self.applier.apply(&name, None, &applied, false).await;
                 count += 1;
             }

@@ -23,16 +23,16 @@ pub type MemberTexts = HashMap<String, String>;
 /// Applies records to the fleet.
 #[derive(Clone)]
 pub struct RecordApplier {
-    pub fleet: Arc<Fleet>,
+    fleet: Arc<Fleet>,
     /// The running configuration, whose upstreams return when a record is cleared.
-    pub config: Arc<ArcSwap<Config>>,
-    pub observer: Observer,
+    config: Arc<ArcSwap<Config>>,
+    pub members: Arc<Members>,
+    observer: Observer,
 }
 
 /// Applies the changes of the list of members to the fleet.
 pub struct MemberFollower {
     applier: RecordApplier,
-    members: Arc<Members>,
     /// The list as it was last applied.
     known: MemberTexts,
     /// The ids of the upstreams that were discovered here, by name; `None` while one is being removed.
@@ -42,6 +42,16 @@ pub struct MemberFollower {
 // === impl RecordApplier ===
 
 impl RecordApplier {
+    pub fn new(
+        fleet: &Arc<Fleet>,
+        config: &Arc<ArcSwap<Config>>,
+        members: &Arc<Members>,
+        observer: &Observer,
+    ) -> Self {
+        let (fleet, config) = (fleet.clone(), config.clone());
+        RecordApplier { fleet, config, members: members.clone(), observer: observer.clone() }
+    }
+
     /// Applies a record in place of `before`. `is_foreign`: it may come from another machine.
     pub async fn apply(&self, name: &str, before: Option<&str>, text: &str, is_foreign: bool) {
         let before = before.and_then(|text| MemberRecord::read(text).ok()).unwrap_or_default();
@@ -106,8 +116,8 @@ fn changes(
 // === impl MemberFollower ===
 
 impl MemberFollower {
-    pub fn new(applier: RecordApplier, members: Arc<Members>) -> Self {
-        MemberFollower { applier, members, known: HashMap::new(), met: HashMap::new() }
+    pub fn new(applier: RecordApplier) -> Self {
+        MemberFollower { applier, known: HashMap::new(), met: HashMap::new() }
     }
 
     /// Applies the records as they change until `stop`; `changed` has the list of the siblings.
@@ -159,12 +169,12 @@ impl MemberFollower {
             if now.is_none() || before == Some(now) {
                 continue;
             }
-            let Some(text) = self.members.get(name) else { continue };
+            let Some(text) = self.applier.members.get(name) else { continue };
             match before {
                 None => self.applier.apply(name, None, &text, false).await,
                 Some(_) if MemberRecord::read(&text).is_ok_and(|member| member.removed) => {
                     // The name has a record already, so there is room.
-                    let _ = self.members.put(name, MemberRecord::default().write());
+                    let _ = self.applier.members.put(name, MemberRecord::default().write());
                 }
                 Some(_) => {}
             }
@@ -177,9 +187,9 @@ impl MemberFollower {
         let config = self.applier.config.load();
         let configured = config.upstreams.iter().map(|upstream| &upstream.name);
         for name in configured.chain(self.met.keys()) {
-            let record = self.members.get(name).and_then(|text| MemberRecord::read(&text).ok());
+            let record = self.applier.members.get(name).and_then(|text| MemberRecord::read(&text).ok());
             if record.is_some_and(|record| record.removed) {
-                self.members.refresh(name);
+                self.applier.members.refresh(name);
             }
         }
     }

@@ -139,7 +139,7 @@ impl Reloader {
         // After the configuration, from which a cleared record restores the upstream.
         self.changes.clear(cleared.records);
         for drained in cleared.drained {
-            // The upstream is in the fleet since the changes above: this fails only at the end of the process.
+            // The upstream is in the fleet since the changes above, so this fails only when the process ends.
             drop(self.fleet.apply(vec![drained]).await);
         }
         Ok(Reloaded { changed: diff.changed, restart: diff.restart, warnings })

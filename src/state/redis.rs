@@ -182,12 +182,6 @@ impl SiblingExchange {
             .map(StoredBinding::read)
     }
 
-    /// Stores the record of an upstream that was changed here at run time. Returns `false` when there is no
-    /// room for another name.
-    pub fn put_member(&self, name: &str, text: String) -> bool {
-        self.members.put(name, text)
-    }
-
     /// Returns the records of all upstreams that any balancer has changed at run time.
     pub fn members(&self) -> HashMap<String, String> {
         self.members.all()

@@ -144,10 +144,10 @@ async fn foreign_stream_entries_are_ignored() {
 async fn membership_changes_reach_all_and_persist() {
     let redis = Redis::start(&[]).await;
     let (a, b) = (Board::begun(&redis.url(), "a").await, Board::begun(&redis.url(), "b").await);
-    a.exchange.put_member("u1", "added".into());
+    a.put_member("u1", "added");
     b.until_member("u1", Some("added")).await;
-    b.exchange.put_member("u1", "drained".into());
-    b.exchange.put_member("u2", "added".into());
+    b.put_member("u1", "drained");
+    b.put_member("u2", "added");
     a.until_member("u1", Some("drained")).await;
     a.until_member("u2", Some("added")).await;
     let late = Board::begun(&redis.url(), "late").await;
@@ -175,10 +175,10 @@ async fn a_rolled_back_redis_is_not_trusted() {
         redis::Value::BulkString(text) => String::from_utf8(text).expect("text"),
         other => panic!("{other:?}"),
     };
-    a.exchange.put_member("u1", "added".into());
+    a.put_member("u1", "added");
     b.until_member("u1", Some("added")).await;
     let before = text().await;
-    b.exchange.put_member("u1", "drained".into());
+    b.put_member("u1", "drained");
     a.until_member("u1", Some("drained")).await;
     let after = text().await;
     // As a snapshot, or a replica that lagged, would have it.
@@ -189,11 +189,11 @@ async fn a_rolled_back_redis_is_not_trusted() {
         board.until_member("u1", Some("drained")).await;
     }
     // A later change wins, and so does any change over a text without a number, which no version writes.
-    a.exchange.put_member("u1", "added again".into());
+    a.put_member("u1", "added again");
     b.until_member("u1", Some("added again")).await;
     redis.ask(&["HSET", list, "u2", "{}"]).await;
     redis.ask(&["SET", "vllm-lb:{lb}:mark", "yet another"]).await;
     b.until_member("u2", Some("{}")).await;
-    a.exchange.put_member("u2", "said".into());
+    a.put_member("u2", "said");
     b.until_member("u2", Some("said")).await;
 }

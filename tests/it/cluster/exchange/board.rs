@@ -110,6 +110,11 @@ impl Board {
         self.outbox.put(OutboxEvent::Bound { kind, key, upstream, number: 7, keep: true });
     }
 
+    /// An upstream was changed at run time.
+    pub fn put_member(&self, name: &str, text: &str) {
+        assert!(self.exchange.member_list().put(name, text.into()), "there is room");
+    }
+
     /// Blocks of the chain that an upstream is believed to hold.
     pub fn held(&self, upstream: &str, chain: &[u64]) -> usize {
         let mut hits = Hits::default();

@@ -16,7 +16,7 @@ async fn meet(url: &str) {
     a.set("u1", 3);
     b.until_others("u1", 3).await;
     a.bind(Binding::Session, "s", "u1");
-    a.exchange.put_member("u9", "added".into());
+    a.put_member("u9", "added");
     b.until_member("u9", Some("added")).await;
     eventually("the session is kept", async || b.exchange.lookup(Binding::Session, "s").await).await;
 }
@@ -84,7 +84,7 @@ async fn the_documented_user_has_all_rights_that_a_balancer_needs_and_no_other()
     a.send("u1", &[1, 2, 3]);
     b.until_held("u1", &[1, 2, 3], 3).await;
     // A list that was lost is restored.
-    a.exchange.put_member("u8", "drained".into());
+    a.put_member("u8", "drained");
     b.until_member("u8", Some("drained")).await;
     redis.ask(&["FLUSHALL"]).await;
     eventually("the list is restored", async || {
