@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use vllm_lb::prompt::canon::FORM_VERSION;
 use vllm_lb::prompt::chain::BlockLayout;
+use vllm_lb::state::exchange::served::name_hash;
 use vllm_lb::state::exchange::{
     BalancerInfo, Binding, BindingUpdate, ChainUpdate, GaugeUpdate, Message, SiblingLoad, fingerprint,
 };
@@ -20,6 +21,9 @@ use vllm_lb::state::exchange::{
 pub const INTERVAL: Duration = Duration::from_millis(20);
 const TICKS_A_SECOND: u64 = 50;
 const STREAM_LENGTH: u64 = 100_000;
+
+/// Ticks between two lists of the upstreams that a balancer serves.
+const SERVED_TICKS: u64 = 250;
 
 /// New blocks of each request.
 const NEW_BLOCKS: u64 = 16;
@@ -72,6 +76,8 @@ pub struct PublishedChain {
 pub struct SiblingNews {
     /// All gauges are in `gauges`.
     pub whole: bool,
+    /// The upstreams that it serves are named.
+    pub served: bool,
     pub gauges: Vec<(usize, SiblingLoad)>,
     pub chains: Vec<PublishedChain>,
     /// Sessions, and the upstream of each.
@@ -125,7 +131,11 @@ pub async fn publish(
     message.who = news.whole.then_some(BalancerInfo { name: &sender.name, address: "127.0.0.1:8000" });
     let rows = news.gauges.iter().map(|(upstream, load)| (upstreams[*upstream].as_str(), *load)).collect();
     message.gauges = Some(GaugeUpdate { whole: news.whole, rows });
-    message.fingerprint = Some(fingerprint(FORM_VERSION, BlockLayout::default().bytes));
+    let own = fingerprint(FORM_VERSION, BlockLayout::default().bytes);
+    message.fingerprint = (!news.chains.is_empty()).then_some(own);
+    if news.served {
+        message.served = upstreams.iter().map(|name| name_hash(name)).collect();
+    }
     message.chains.extend(news.chains.iter().map(|chain| ChainUpdate {
         upstream: &upstreams[chain.upstream],
         parent: chain.parent,
@@ -298,8 +308,11 @@ impl FakeSibling {
     /// One tick: requests begin, prefill and end.
     fn advance(&mut self) -> SiblingNews {
         self.tick += 1;
-        let mut news =
-            SiblingNews { whole: self.tick.is_multiple_of(TICKS_A_SECOND), ..SiblingNews::default() };
+        let mut news = SiblingNews {
+            whole: self.tick.is_multiple_of(TICKS_A_SECOND),
+            served: self.tick.is_multiple_of(SERVED_TICKS),
+            ..SiblingNews::default()
+        };
         self.end_requests();
         let due = self.tick * self.traffic.rate / TICKS_A_SECOND
             - (self.tick - 1) * self.traffic.rate / TICKS_A_SECOND;

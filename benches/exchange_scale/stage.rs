@@ -152,6 +152,7 @@ impl Stage {
         let load = SiblingLoad { active, backlog: 0, context: 0 };
         let news = SiblingNews {
             whole: true,
+            served: false,
             gauges: vec![(reserved, load)],
             chains: chains.collect(),
             sessions: Vec::new(),
