@@ -28,6 +28,26 @@ impl Observer {
         }
     }
 
+    /// Records that Redis was out of memory, and that this many entries were removed to make room; only the
+    /// `first` time in a while is a warning.
+    pub fn redis_relieved(&self, entries: usize, first: bool) {
+        self.metrics().exchange.redis_failures.with_label_values(&["full"]).inc();
+        if first {
+            warn!(entries = entries; "redis is out of memory, removed the oldest messages");
+        } else {
+            debug!(entries = entries; "redis is out of memory again, removed the oldest messages");
+        }
+    }
+
+    /// Records that Redis does not let this balancer trim the streams; only the `first` time is a warning.
+    pub fn trim_refused(&self, error: &str, first: bool) {
+        if first {
+            warn!(error = error; "redis refuses to trim the streams");
+        } else {
+            debug!(error = error; "redis still refuses to trim the streams");
+        }
+    }
+
     /// Counts a message sent to the siblings.
     pub fn exchange_sent(&self, bytes: usize) {
         self.exchanged("said", bytes);

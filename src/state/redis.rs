@@ -5,19 +5,24 @@
 //! bounded time. Redis may be gone, slow, full or empty at any time: no request fails because of that.
 //!
 //! ```text
-//! stream    one entry a message, about `stream_length` of them     XADD MAXLEN ~, XREAD BLOCK
-//! s: and r: bindings by key: upstream and number                    SET EX, GET
-//! members   upstreams that were changed at run time                 HSET, HGETALL
-//! mark      changes with every change of members                    SET, GET
+//! stream    urgent and small: gauges, bindings, marks, requests    XADD MAXLEN ~, XREAD BLOCK
+//! chains    the prompts that upstreams were sent                   the same; chains:N for several streams
+//! s: and r: bindings by key: upstream and number                   SET EX, GET
+//! stored    the keys of these bindings, oldest first               XADD, XRANGE, UNLINK
+//! members   upstreams that were changed at run time                HSET, HGETALL
+//! mark      changes with every change of members                   SET, GET
 //! ```
 //!
 //! Sessions are published in the stream only: no request waits for one, and a balancer that starts reads the
 //! tail of the stream. Keys are for requests that only one upstream can answer.
 //!
-//! All keys share a hash tag, so that a cluster stores them on one node. There are two connections, one for
-//! commands and one for blocking reads; after a loss both are opened again, with pauses of up to half a
-//! second.
+//! All keys share a hash tag, so that a cluster stores them on one node. There are three connections, one for
+//! commands and one for the blocking reads of each kind of stream; after a loss all are opened again, with
+//! pauses of up to half a second.
 
+mod chain_publisher;
+mod chain_subscriber;
+mod clock;
 mod connect;
 mod failure;
 mod members;
@@ -25,27 +30,40 @@ mod publisher;
 mod reply;
 mod served;
 pub mod stored_binding;
+mod stream_sizes;
+mod streams;
 mod subscriber;
+mod tail;
+mod taken_events;
+mod trimming;
+mod work_slice;
 
 use std::collections::{HashMap, HashSet};
+use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use super::exchange::served::name_hash;
-use super::exchange::{Binding, ExchangeMemory, FingerprintFilter, Outbox, SiblingRow, SiblingTable};
+use super::exchange::{
+    Binding, ChainRequests, ExchangeMemory, FingerprintFilter, Outbox, SiblingRow, SiblingTable,
+};
 use super::members::Members;
 use crate::config::types::{RedisOptions, RedisUrl};
 use crate::observe::Observer;
+use chain_publisher::ChainPublisher;
+use chain_subscriber::ChainSubscriber;
+use clock::RedisClock;
 use connect::{COMMAND_TIMEOUT, RedisLink};
 use failure::{FailureLog, RedisFailure};
 use publisher::Publisher;
 use served::ServedUpstreams;
 use stored_binding::StoredBinding;
+use streams::ExchangeStreams;
 use subscriber::Subscriber;
 
 /// The shortest pause between two attempts to connect.
@@ -86,11 +104,20 @@ pub struct ExchangeSettings {
 /// The names of the keys in Redis.
 #[derive(Clone, Debug)]
 struct RedisKeys {
-    stream: String,
     members: String,
     mark: String,
     session: String,
     response: String,
+    /// The list of the bindings' keys.
+    stored: String,
+}
+
+/// What this balancer has published and received, beyond the present connection.
+struct ExchangeProgress {
+    publisher: Publisher,
+    chain_publisher: ChainPublisher,
+    subscriber: Subscriber,
+    chain_subscriber: ChainSubscriber,
 }
 
 /// The exchange with siblings over Redis.
@@ -98,8 +125,17 @@ pub struct SiblingExchange {
     id: u64,
     settings: ExchangeSettings,
     keys: RedisKeys,
+    streams: ExchangeStreams,
+    clock: Mutex<RedisClock>,
     memory: Arc<dyn ExchangeMemory>,
     outbox: Arc<Outbox>,
+    /// The events for the urgent stream.
+    urgent_events: Outbox,
+    /// Chains wait to be published.
+    chains_waiting: Notify,
+    chain_requests: Mutex<ChainRequests>,
+    /// When this balancer last made room in Redis.
+    relieved_at: Mutex<Option<Instant>>,
     observer: Observer,
     siblings: Mutex<SiblingTable>,
     fingerprints: Mutex<FingerprintFilter>,
@@ -120,14 +156,22 @@ pub struct SiblingExchange {
 
 impl RedisKeys {
     fn new(prefix: &str) -> Self {
-        let key = |name: &str| format!("{prefix}{{lb}}:{name}");
+        let key = |name: &str| Self::key(prefix, name);
         RedisKeys {
-            stream: key("stream"),
             members: key("members"),
             mark: key("mark"),
             session: key("s:"),
             response: key("r:"),
+            stored: key("stored"),
         }
+    }
+
+    fn key(prefix: &str, name: &str) -> String {
+        format!("{prefix}{{lb}}:{name}")
+    }
+
+    fn is_binding(&self, key: &[u8]) -> bool {
+        [&self.session, &self.response].into_iter().any(|start| key.starts_with(start.as_bytes()))
     }
 
     fn binding(&self, kind: Binding, key: &str) -> String {
@@ -150,11 +194,18 @@ impl SiblingExchange {
         observer: Observer,
     ) -> Arc<Self> {
         let id = RandomState::new().hash_one(0u64);
+        let prefix = &settings.options.prefix;
         Arc::new(SiblingExchange {
             id,
-            keys: RedisKeys::new(&settings.options.prefix),
+            keys: RedisKeys::new(prefix),
+            streams: ExchangeStreams::new(&settings.options, |name| RedisKeys::key(prefix, name)),
+            clock: Mutex::default(),
             memory,
             outbox,
+            urgent_events: Outbox::default(),
+            chains_waiting: Notify::new(),
+            chain_requests: Mutex::default(),
+            relieved_at: Mutex::default(),
             siblings: Mutex::new(SiblingTable::new(id, settings.options.gauge_ttl)),
             fingerprints: Mutex::new(FingerprintFilter::new(settings.fingerprint)),
             members: Arc::default(),
@@ -237,6 +288,18 @@ impl SiblingExchange {
     fn siblings(&self) -> MutexGuard<'_, SiblingTable> {
         self.siblings.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn clock(&self) -> MutexGuard<'_, RedisClock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn chain_requests(&self) -> MutexGuard<'_, ChainRequests> {
+        self.chain_requests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn relieved_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.relieved_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 // === impl SiblingExchange: the task ===
@@ -244,28 +307,31 @@ impl SiblingExchange {
 impl SiblingExchange {
     /// Exchanges messages until `stop`, then publishes the last message.
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
-        let (mut publisher, mut subscriber) = (Publisher::new(), Subscriber::default());
+        let mut progress = ExchangeProgress {
+            publisher: Publisher::new(),
+            chain_publisher: ChainPublisher::default(),
+            subscriber: Subscriber::default(),
+            chain_subscriber: ChainSubscriber::default(),
+        };
         tokio::select! {
-            () = self.connect_forever(&mut publisher, &mut subscriber) => {}
+            () = self.connect_forever(&mut progress) => {}
             () = self.expire_siblings_forever() => {}
             _ = stop.wait_for(|stopping| *stopping) => {}
         }
         if let Some(link) = self.link.swap(None) {
             let mut link = RedisLink::clone(&*link);
+            let last = self.publish_shutdown(&mut progress.publisher, &mut link);
             // Without the last message siblings expire this balancer after `gauge_ttl`.
-            drop(
-                tokio::time::timeout(SHUTDOWN_TIMEOUT, self.publish_shutdown(&mut publisher, &mut link))
-                    .await,
-            );
+            drop(tokio::time::timeout(SHUTDOWN_TIMEOUT, last).await);
         }
     }
 
     /// Runs one connection after another.
-    async fn connect_forever(&self, publisher: &mut Publisher, subscriber: &mut Subscriber) {
+    async fn connect_forever(&self, progress: &mut ExchangeProgress) {
         let mut pause = MIN_CONNECT_PAUSE;
         loop {
             let start = now();
-            let Err(failure) = self.run_connection(publisher, subscriber).await;
+            let Err(failure) = self.run_connection(progress).await;
             self.link.store(None);
             self.caught_up.send_replace(true);
             self.failures.report(&failure, now());
@@ -278,31 +344,43 @@ impl SiblingExchange {
     }
 
     /// Connects, catches up, then publishes and subscribes until a failure.
-    async fn run_connection(
-        &self,
-        publisher: &mut Publisher,
-        subscriber: &mut Subscriber,
-    ) -> Result<std::convert::Infallible, RedisFailure> {
+    async fn run_connection(&self, progress: &mut ExchangeProgress) -> Result<Infallible, RedisFailure> {
+        let ExchangeProgress { publisher, chain_publisher, subscriber, chain_subscriber } = progress;
         let ExchangeSettings { url, options, .. } = &self.settings;
-        let (mut commands, mut reads) = tokio::try_join!(
+        let read_time = READ_BLOCK_TIME + COMMAND_TIMEOUT;
+        let (mut commands, mut reads, mut chain_reads) = tokio::try_join!(
             RedisLink::connect(url, options, COMMAND_TIMEOUT),
-            RedisLink::connect(url, options, READ_BLOCK_TIME + COMMAND_TIMEOUT)
+            RedisLink::connect(url, options, read_time),
+            RedisLink::connect(url, options, read_time)
         )?;
         self.link.store(Some(Arc::new(commands.clone())));
+        let (mut chain_commands, mut clock_reads) = (commands.clone(), commands.clone());
+        let mut trims = commands.clone();
         publisher.republish_all();
         self.served().republish();
         self.receiving.store(false, Relaxed);
         match self.sync_members(publisher, &mut commands).await {
-            Err(failure) if !failure.full => return Err(failure),
+            Err(failure) if !failure.is_full() => return Err(failure),
             _ => {}
         }
+        self.read_clock(&mut clock_reads).await?;
         let receive = async {
             self.catch_up(subscriber, &mut reads).await?;
             self.receiving.store(true, Relaxed);
-            self.caught_up.send_replace(true);
-            self.subscribe(subscriber, &mut reads).await
+            let chains = async {
+                self.catch_up_chains(chain_subscriber, &mut chain_reads).await?;
+                self.caught_up.send_replace(true);
+                self.subscribe_chains(chain_subscriber, &mut chain_reads).await
+            };
+            tokio::try_join!(self.subscribe(subscriber, &mut reads), chains)
         };
-        let (never, _) = tokio::try_join!(self.publish_forever(publisher, &mut commands), receive)?;
+        let (never, ..) = tokio::try_join!(
+            self.publish_forever(publisher, &mut commands),
+            self.publish_chains_forever(chain_publisher, &mut chain_commands),
+            receive,
+            self.read_clock_forever(&mut clock_reads),
+            self.trim_forever(&mut trims)
+        )?;
         Ok(never)
     }
 

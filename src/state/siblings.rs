@@ -32,7 +32,8 @@ impl State {
         }
         if let Some(name) = self.places.load().name(id) {
             let depth = if parent.is_some() { receipt.held() as u64 } else { 0 };
-            outbox.put(OutboxEvent::chain(name, parent, depth, new, receipt.end()));
+            let event = OutboxEvent::chain(name, parent, depth, new, receipt.end());
+            outbox.put(event.with_opening(chain.first().copied().unwrap_or(0)));
         }
     }
 
@@ -44,7 +45,8 @@ impl State {
             return;
         }
         if let Some(name) = self.places.load().name(id) {
-            outbox.put(OutboxEvent::take_back(name, parent, new, receipt.end()));
+            let event = OutboxEvent::take_back(name, parent, new, receipt.end());
+            outbox.put(event.with_opening(chain.first().copied().unwrap_or(0)));
         }
     }
 

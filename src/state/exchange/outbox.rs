@@ -17,9 +17,24 @@ const MAX_PENDING_BYTES: usize = 4 << 20;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OutboxEvent {
     /// An upstream was sent a chain: the blocks up to `parent`, and these behind it.
-    Chain { upstream: Box<str>, parent: Option<u64>, depth: u64, hashes: Box<[u64]>, end: Option<u64> },
+    Chain {
+        upstream: Box<str>,
+        parent: Option<u64>,
+        depth: u64,
+        hashes: Box<[u64]>,
+        end: Option<u64>,
+        /// The first block of the whole chain.
+        opening: u64,
+    },
     /// A request with a published chain never reached the engine: undoes its new part.
-    TakeBack { upstream: Box<str>, parent: Option<u64>, hashes: Box<[u64]>, end: Option<u64> },
+    TakeBack {
+        upstream: Box<str>,
+        parent: Option<u64>,
+        hashes: Box<[u64]>,
+        end: Option<u64>,
+        /// The first block of the whole chain.
+        opening: u64,
+    },
     /// The upstream of a session or of a stored response; with `keep` it is also stored by its key.
     Bound { kind: Binding, key: Box<str>, upstream: Box<str>, number: u64, keep: bool },
     /// A request to a sibling for this whole chain.
@@ -46,12 +61,30 @@ struct PendingEvents {
 impl OutboxEvent {
     /// Builds the event of a chain; `depth` is the number of the blocks of the prompt up to `parent`.
     pub fn chain(upstream: &str, parent: Option<u64>, depth: u64, hashes: &[u64], end: Option<u64>) -> Self {
-        OutboxEvent::Chain { upstream: upstream.into(), parent, depth, hashes: hashes.into(), end }
+        let opening = parent.or(hashes.first().copied()).unwrap_or(0);
+        OutboxEvent::Chain { upstream: upstream.into(), parent, depth, hashes: hashes.into(), end, opening }
     }
 
     /// Builds the event of a chain that never reached the engine.
     pub fn take_back(upstream: &str, parent: Option<u64>, hashes: &[u64], end: Option<u64>) -> Self {
-        OutboxEvent::TakeBack { upstream: upstream.into(), parent, hashes: hashes.into(), end }
+        let opening = parent.or(hashes.first().copied()).unwrap_or(0);
+        OutboxEvent::TakeBack { upstream: upstream.into(), parent, hashes: hashes.into(), end, opening }
+    }
+
+    /// Sets the first block of the event's whole chain, for an event that begins behind it.
+    pub fn with_opening(mut self, first: u64) -> Self {
+        if let OutboxEvent::Chain { opening, .. } | OutboxEvent::TakeBack { opening, .. } = &mut self {
+            *opening = first;
+        }
+        self
+    }
+
+    /// Returns the first block of the event's chain, which selects its stream; `None`: not about a chain.
+    pub fn opening(&self) -> Option<u64> {
+        match self {
+            OutboxEvent::Chain { opening, .. } | OutboxEvent::TakeBack { opening, .. } => Some(*opening),
+            _ => None,
+        }
     }
 
     /// Whether the event belongs into a message with a fingerprint.
@@ -75,12 +108,12 @@ impl OutboxEvent {
     /// Adds the event to a message.
     pub fn fill<'a>(&'a self, message: &mut Message<'a>) {
         match self {
-            OutboxEvent::Chain { upstream, parent, depth, hashes, end } => {
+            OutboxEvent::Chain { upstream, parent, depth, hashes, end, .. } => {
                 let hashes = Cow::Borrowed(&**hashes);
                 let (parent, depth, end) = (*parent, *depth, *end);
                 message.chains.push(ChainUpdate { upstream, parent, depth, hashes, end });
             }
-            OutboxEvent::TakeBack { upstream, parent, hashes, end } => {
+            OutboxEvent::TakeBack { upstream, parent, hashes, end, .. } => {
                 let hashes = Cow::Borrowed(&**hashes);
                 message.take_backs.push(TakeBack { upstream, parent: *parent, hashes, end: *end });
             }

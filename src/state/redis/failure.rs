@@ -13,12 +13,27 @@ pub struct RedisFailure {
     /// The metric label, one of few values.
     pub cause: &'static str,
     pub text: String,
-    /// The connection works, but Redis accepts no writes at present.
-    pub full: bool,
+    pub kind: FailureKind,
 }
 
-/// The error codes with which Redis rejects all writes.
-const FULL_ERRORS: [&str; 3] = ["OOM", "MISCONF", "NOREPLICAS"];
+/// What a failure means for the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The connection must be opened again.
+    Broken,
+    /// Redis has answered a command with an error.
+    Refused,
+    /// The connection works, but Redis accepts no writes at present.
+    NoWrites,
+    /// As `NoWrites`, until memory is released.
+    OutOfMemory,
+}
+
+/// The error codes with which Redis rejects all writes, beside `OUT_OF_MEMORY`.
+const NO_WRITES_ERRORS: [&str; 2] = ["MISCONF", "NOREPLICAS"];
+
+/// The error code with which Redis rejects writes that take memory.
+const OUT_OF_MEMORY: &str = "OOM";
 
 /// Whether Redis works, as far as this balancer has seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,17 +57,22 @@ pub struct FailureLog {
 impl RedisFailure {
     /// Builds the failure of a command without an answer.
     pub fn timeout() -> Self {
-        RedisFailure { cause: "silent", text: "no answer in time".into(), full: false }
+        RedisFailure { cause: "silent", text: "no answer in time".into(), kind: FailureKind::Broken }
     }
 
     /// Builds the failure of certificates that cannot be read.
     pub fn certificates(text: String) -> Self {
-        RedisFailure { cause: "refused", text, full: false }
+        RedisFailure { cause: "refused", text, kind: FailureKind::Broken }
     }
 
     /// Builds the failure of an unexpected answer.
     pub fn unexpected(what: &str) -> Self {
-        RedisFailure { cause: "strange", text: what.into(), full: false }
+        RedisFailure { cause: "strange", text: what.into(), kind: FailureKind::Broken }
+    }
+
+    /// Whether Redis accepts no writes at present.
+    pub fn is_full(&self) -> bool {
+        matches!(self.kind, FailureKind::NoWrites | FailureKind::OutOfMemory)
     }
 }
 
@@ -62,9 +82,14 @@ impl From<RedisError> for RedisFailure {
         let inner = error.clone().into_server_errors();
         let inner = inner.iter().flat_map(|all| all.iter()).map(|(_, one)| one.code()).next();
         let code = inner.or(error.code()).unwrap_or_default();
-        let full = FULL_ERRORS.contains(&code);
+        let kind = match code {
+            OUT_OF_MEMORY => FailureKind::OutOfMemory,
+            code if NO_WRITES_ERRORS.contains(&code) => FailureKind::NoWrites,
+            "" => FailureKind::Broken,
+            _ => FailureKind::Refused,
+        };
         let cause = match error.kind() {
-            _ if full => "full",
+            _ if matches!(kind, FailureKind::OutOfMemory | FailureKind::NoWrites) => "full",
             _ if error.is_timeout() => "silent",
             ErrorKind::AuthenticationFailed => "password",
             _ if matches!(code, "NOAUTH" | "WRONGPASS" | "NOPERM") => "password",
@@ -72,7 +97,7 @@ impl From<RedisError> for RedisFailure {
             ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::EmptySentinelList => "lost",
             _ => "refused",
         };
-        RedisFailure { cause, text: error.to_string(), full }
+        RedisFailure { cause, text: error.to_string(), kind }
     }
 }
 

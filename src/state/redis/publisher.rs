@@ -1,4 +1,5 @@
-//! Publishes updates, at most once an `interval`, and a complete message at least three times in `gauge_ttl`.
+//! Publishes urgent updates, at most once an `interval`, and a complete message at least three times in
+//! `gauge_ttl`. Chains follow behind them: see `chain_publisher`.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
@@ -11,8 +12,12 @@ use super::connect::RedisLink;
 use super::failure::RedisFailure;
 use super::reply::FIELD;
 use super::stored_binding::StoredBinding;
+use super::streams::SharedStream;
+use super::taken_events::TakenEvents;
 use super::{SiblingExchange, members, now};
-use crate::state::exchange::{BalancerInfo, GaugeUpdate, Message, OutboxEvent, SiblingLoad};
+use crate::state::exchange::{
+    BalancerInfo, GaugeUpdate, Message, Outbox, OutboxEvent, SiblingLoad, UpstreamReport,
+};
 
 /// The largest size of the events in one message, in bytes.
 const MAX_EVENT_BYTES: usize = 256 << 10;
@@ -25,7 +30,7 @@ const MAX_REPORT_BYTES: usize = 128 << 10;
 const MAX_QUIET_INTERVALS: u32 = 5;
 
 /// The pause before the next attempt when Redis is out of memory.
-const FULL_RETRY_PAUSE: Duration = Duration::from_millis(250);
+pub const FULL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// The gauges that were published so far.
 pub struct Publisher {
@@ -37,6 +42,8 @@ pub struct Publisher {
     whole_at: Instant,
     /// When the last message was published.
     published_at: Instant,
+    /// The reports on upstreams for the next message.
+    reports: Vec<UpstreamReport>,
 }
 
 /// The present and the last published load of an upstream.
@@ -52,7 +59,14 @@ impl Publisher {
     /// Builds a publisher that has published nothing.
     pub fn new() -> Self {
         let now = now();
-        Publisher { sequence: 0, gauges: HashMap::new(), whole: true, whole_at: now, published_at: now }
+        Publisher {
+            sequence: 0,
+            gauges: HashMap::new(),
+            whole: true,
+            whole_at: now,
+            published_at: now,
+            reports: Vec::new(),
+        }
     }
 
     /// Makes the next message complete: siblings may have missed earlier ones.
@@ -94,6 +108,7 @@ impl Publisher {
             self.whole_at = now;
         }
         (self.whole, self.published_at) = (false, now);
+        self.reports.clear();
     }
 }
 
@@ -111,18 +126,26 @@ impl SiblingExchange {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            match self.publish_once(publisher, link).await {
-                Err(failure) if failure.full => {
+            let mut published = self.publish_once(publisher, link).await;
+            if let Err(failure) = &published
+                && self.relieve(failure, link).await?
+            {
+                publisher.republish_all();
+                published = self.publish_once(publisher, link).await;
+            }
+            match published {
+                Err(failure) if failure.is_full() => {
                     self.failures.report(&failure, now());
                     publisher.republish_all();
                     tokio::time::sleep(FULL_RETRY_PAUSE).await;
                 }
                 other => other?,
             }
+            self.chains_waiting.notify_one();
         }
     }
 
-    /// Publishes one message if there is an update.
+    /// Publishes one urgent message if there is an update.
     async fn publish_once(
         &self,
         publisher: &mut Publisher,
@@ -137,10 +160,14 @@ impl SiblingExchange {
         if publisher.whole || self.members.has_unwritten() || self.members_changed() {
             self.sync_members(publisher, link).await?;
         }
-        let reports = self.memory.take_reports(MAX_REPORT_BYTES);
-        let events = self.outbox.take(MAX_EVENT_BYTES);
-        self.observer.exchange_dropped(self.outbox.dropped());
-        if !(publisher.whole || changed || busy && quiet || !events.is_empty() || !reports.is_empty()) {
+        if publisher.reports.is_empty() {
+            publisher.reports = self.memory.take_reports(MAX_REPORT_BYTES);
+        }
+        self.sort_events();
+        self.put_chain_requests();
+        let batch = TakenEvents::take(&self.urgent_events, MAX_EVENT_BYTES);
+        let has_events = !batch.events().is_empty() || !publisher.reports.is_empty();
+        if !(publisher.whole || changed || busy && quiet || has_events) {
             return Ok(());
         }
         let mut message = self.message(publisher);
@@ -148,22 +175,33 @@ impl SiblingExchange {
             message.served = self.served_upstreams();
         }
         message.gauges = publisher.gauge_update();
-        message.reports = reports;
-        events.iter().for_each(|event| event.fill(&mut message));
-        message.fingerprint = (message.chain_count() > 0).then_some(self.settings.fingerprint);
+        message.reports = publisher.reports.clone();
+        batch.fill(&mut message);
         let bytes = message.encode();
-        let mut commands = self.entry(&bytes);
-        self.store_bindings(&events, &mut commands);
-        if let Err(failure) = link.pipe(&commands).await {
-            self.observer.exchange_dropped(events.len() as u64);
-            return Err(failure);
-        }
+        let mut commands = Pipeline::new();
+        self.add_entry(&mut commands, &self.streams.urgent, &bytes);
+        self.store_bindings(batch.events(), &mut commands);
+        link.pipe(&commands).await?;
+        batch.published();
         self.observer.exchange_sent(bytes.len());
         publisher.published(start);
         if self.receiving.load(Relaxed) {
             self.failures.clear(now());
         }
         Ok(())
+    }
+
+    /// Moves the events of requests to where they wait for their messages.
+    fn sort_events(&self) {
+        for event in self.outbox.take(usize::MAX) {
+            match event.opening() {
+                Some(opening) => self.streams.of_opening(opening).waiting.put(event),
+                None => self.urgent_events.put(event),
+            }
+        }
+        let waiting = self.streams.chains.iter().map(|chains| &chains.waiting);
+        let dropped = waiting.chain([&*self.outbox, &self.urgent_events]).map(Outbox::dropped).sum();
+        self.observer.exchange_dropped(dropped);
     }
 
     /// Builds the next message; a complete one names this balancer.
@@ -174,22 +212,24 @@ impl SiblingExchange {
         Message { who, ..Message::new(self.id, publisher.sequence) }
     }
 
-    fn entry(&self, bytes: &[u8]) -> Pipeline {
-        let mut commands = Pipeline::new();
+    /// Adds the command that publishes a message.
+    pub(super) fn add_entry(&self, commands: &mut Pipeline, stream: &SharedStream, bytes: &[u8]) {
         let length = self.settings.options.stream_length;
-        let add = commands.cmd("XADD").arg(&self.keys.stream).arg("MAXLEN").arg("~").arg(length);
+        let add = commands.cmd("XADD").arg(&stream.key).arg("MAXLEN").arg("~").arg(length);
         add.arg("*").arg(FIELD).arg(bytes).ignore();
-        commands
     }
 
-    /// Adds the commands that store bindings by key, for balancers that start later.
+    /// Adds the commands that store bindings by key, for balancers that start later, and that list the keys:
+    /// see `trimming`.
     fn store_bindings(&self, events: &[OutboxEvent], commands: &mut Pipeline) {
         let seconds = self.settings.bindings.as_secs().max(1);
         for event in events {
             if let OutboxEvent::Bound { kind, key, upstream, number, keep: true } = event {
                 let key = self.keys.binding(*kind, key);
                 let text = StoredBinding::write(upstream, *number);
-                commands.cmd("SET").arg(key).arg(text).arg("EX").arg(seconds).ignore();
+                // Listed first: when memory ends between the two, no key is left out of the list.
+                commands.cmd("XADD").arg(&self.keys.stored).arg("*").arg(FIELD).arg(&key).ignore();
+                commands.cmd("SET").arg(&key).arg(text).arg("EX").arg(seconds).ignore();
             }
         }
     }
@@ -220,7 +260,9 @@ impl SiblingExchange {
     ) -> Result<(), RedisFailure> {
         self.members_dirty.store(false, Relaxed);
         let message = Message { leaving: true, ..self.message(publisher) };
-        link.pipe(&self.entry(&message.encode())).await?;
+        let mut commands = Pipeline::new();
+        self.add_entry(&mut commands, &self.streams.urgent, &message.encode());
+        link.pipe(&commands).await?;
         Ok(())
     }
 }

@@ -1,5 +1,7 @@
 //! Parses answers of Redis; unexpected values parse as absent.
 
+use std::time::Duration;
+
 use redis::Value;
 
 /// The id of an entry in the stream: milliseconds and a number.
@@ -44,15 +46,18 @@ pub fn pairs(value: &Value) -> Vec<(String, String)> {
     }
 }
 
-/// Parses the answer of `XREAD` for one stream.
-pub fn read(value: &Value) -> Vec<StreamEntry<'_>> {
+/// Parses the answer of `XREAD`: the entries of each stream with its key.
+pub fn read(value: &Value) -> Vec<(String, Vec<StreamEntry<'_>>)> {
+    let stream = |key: &Value, list| Some((text(key)?, entries(list)));
     match value {
-        Value::Map(streams) => streams.iter().flat_map(|(_, list)| entries(list)).collect(),
-        _ => items(value).iter().filter_map(|stream| items(stream).get(1)).flat_map(entries).collect(),
+        Value::Map(streams) => streams.iter().filter_map(|(key, list)| stream(key, list)).collect(),
+        _ => {
+            items(value).iter().filter_map(|both| stream(items(both).first()?, items(both).get(1)?)).collect()
+        }
     }
 }
 
-/// Parses the answer of `XREVRANGE`; foreign entries have no bytes.
+/// Parses the answer of `XRANGE` and `XREVRANGE`; foreign entries have no bytes.
 pub fn entries(value: &Value) -> Vec<StreamEntry<'_>> {
     items(value).iter().filter_map(entry).collect()
 }
@@ -69,11 +74,16 @@ fn entry(value: &Value) -> Option<StreamEntry<'_>> {
     Some(StreamEntry { id, bytes })
 }
 
-/// Parses the answer of `TIME`, in milliseconds.
-pub fn time(value: &Value) -> Option<u64> {
+/// Parses the answer of `TIME`.
+pub fn time(value: &Value) -> Option<Duration> {
     let [seconds, micros] = items(value) else { return None };
     let number = |value: &Value| text(value)?.parse::<u64>().ok();
-    number(seconds)?.checked_mul(1000)?.checked_add(number(micros)? / 1000)
+    Duration::from_secs(number(seconds)?).checked_add(Duration::from_micros(number(micros)?))
+}
+
+/// Parses a number of entries; an unexpected value is none.
+pub fn count(value: &Value) -> usize {
+    text(value).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 // === impl StreamId ===
@@ -82,6 +92,14 @@ impl StreamId {
     fn parse(text: &str) -> Option<Self> {
         let (millis, number) = text.split_once('-')?;
         Some(StreamId { millis: millis.parse().ok()?, number: number.parse().ok()? })
+    }
+
+    /// Returns the id after this one.
+    pub fn after(self) -> Self {
+        match self.number.checked_add(1) {
+            Some(number) => StreamId { number, ..self },
+            None => StreamId { millis: self.millis.saturating_add(1), number: 0 },
+        }
     }
 
     /// Returns the id before this one.
@@ -122,9 +140,11 @@ mod tests {
         let two = list(&[list(&[bulk("key"), all.clone()])]);
         let three = Value::Map(vec![(bulk("key"), all)]);
         for answer in [two, three] {
+            let [(key, entries)] = &read(&answer)[..] else { panic!("one stream") };
             let found: Vec<(String, &[u8])> =
-                read(&answer).into_iter().map(|entry| (entry.id.to_string(), entry.bytes)).collect();
+                entries.iter().map(|entry| (entry.id.to_string(), entry.bytes)).collect();
             assert_eq!(found, [("12-3".into(), &b"bytes"[..]), ("12-4".into(), &[])]);
+            assert_eq!(key, "key");
         }
         assert!(read(&Value::Nil).is_empty());
     }
@@ -135,12 +155,14 @@ mod tests {
         assert!(id("9-9") < id("10-0") && id("10-0") < id("10-1"));
         assert_eq!(id("10-0").before(), Some(StreamId { millis: 9, number: u64::MAX }));
         assert_eq!((id("10-2").before(), id("0-0").before()), (Some(id("10-1")), None));
+        assert_eq!((id("9-9").after(), id("9-18446744073709551615").after()), (id("9-10"), id("10-0")));
     }
 
     #[test]
     fn parses_times_and_pairs() {
-        assert_eq!(time(&list(&[bulk("12"), bulk("345678")])), Some(12_345));
+        assert_eq!(time(&list(&[bulk("12"), bulk("345678")])), Some(Duration::from_micros(12_345_678)));
         assert_eq!((time(&Value::Nil), time(&list(&[bulk("x"), bulk("1")]))), (None, None));
+        assert_eq!((count(&Value::Int(3)), count(&bulk("4")), count(&Value::Nil)), (3, 4, 0));
         let wanted = vec![("a".to_string(), "1".to_string())];
         assert_eq!(pairs(&list(&[bulk("a"), bulk("1"), bulk("odd")])), wanted);
         assert_eq!(pairs(&Value::Map(vec![(bulk("a"), bulk("1")), (bulk("b"), Value::Nil)])), wanted);

@@ -2,6 +2,9 @@
 
 mod board;
 mod forms;
+mod lag;
+mod memory;
+mod partitions;
 mod skew;
 mod trouble;
 
@@ -114,7 +117,7 @@ async fn a_chain_with_an_unknown_beginning_is_requested() {
         a.send("u2", &chain(number, 1));
         watcher.until_held("u2", &chain(number, 1), 1).await;
     }
-    let length = redis.count(&["XLEN", "vllm-lb:{lb}:stream"]).await;
+    let length = redis.count(&["XLEN", "vllm-lb:{lb}:chains"]).await;
     assert!((100..200).contains(&length), "{length}");
     let late = Board::with(small("late"));
     late.exchange.wait_caught_up(crate::common::PATIENCE).await;
@@ -122,6 +125,40 @@ async fn a_chain_with_an_unknown_beginning_is_requested() {
     assert_eq!(late.held("u2", &chain(390, 1)), 1);
     a.send("u1", &chain(1, 22));
     late.until_held("u1", &chain(1, 22), 22).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_that_many_siblings_lack_is_published_about_once() {
+    const CHAINS: u64 = 40;
+    let (redis, stream) = (Redis::start(&[]).await, "vllm-lb:{lb}:chains");
+    let a = Board::begun(&redis.url(), "a").await;
+    (1..=CHAINS).for_each(|number| a.send("u1", &chain(number, 20)));
+    let watcher = Board::begun(&redis.url(), "watcher").await;
+    watcher.until_held("u1", &chain(CHAINS, 20), 20).await;
+    redis.ask(&["DEL", stream]).await;
+    let mut late = Vec::new();
+    for name in ["late 1", "late 2", "late 3", "late 4", "late 5"] {
+        late.push(Board::begun(&redis.url(), name).await);
+    }
+    for board in &late {
+        board.until_siblings(late.len() + 1).await;
+    }
+    (1..=CHAINS).for_each(|number| a.send("u1", &chain(number, 21)));
+    for board in &late {
+        for number in 1..=CHAINS {
+            board.until_held("u1", &chain(number, 21), 21).await;
+        }
+    }
+    let answer = redis.ask(&["XRANGE", stream, "-", "+"]).await;
+    let redis::Value::Array(entries) = answer else { panic!("no list") };
+    let answers = entries.iter().map(|entry| {
+        let fields = entry.as_sequence().and_then(|entry| entry[1].as_sequence());
+        let Some([_, redis::Value::BulkString(bytes)]) = fields else { panic!("no entry: {entry:?}") };
+        let message = Message::decode(bytes).expect("is a message");
+        message.chains.iter().filter(|chain| chain.parent.is_none()).count()
+    });
+    let answers: usize = answers.sum();
+    assert!((CHAINS as usize..=CHAINS as usize * 2).contains(&answers), "{answers} answers");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -32,6 +32,8 @@ pub struct Mind {
     others: Mutex<(HashMap<String, SiblingLoad>, f64)>,
     bound: Mutex<Vec<(String, String)>>,
     members: Mutex<HashMap<String, String>>,
+    /// How long it takes to apply one binding or chain of a sibling.
+    effort: Mutex<Duration>,
 }
 
 pub fn gauges(active: u64) -> SiblingLoad {
@@ -70,6 +72,7 @@ impl Board {
             others: Mutex::default(),
             bound: Mutex::default(),
             members: Mutex::default(),
+            effort: Mutex::default(),
         });
         let outbox = Arc::<Outbox>::default();
         let exchange = SiblingExchange::new(settings, memory.clone(), outbox.clone(), Observer::default());
@@ -95,7 +98,8 @@ impl Board {
         let receipt = self.memory.index.learn(chain, None, self.memory.slot(upstream));
         let (parent, new) = receipt.new_part(chain);
         let depth = if parent.is_some() { receipt.held() as u64 } else { 0 };
-        self.outbox.put(OutboxEvent::chain(upstream, parent, depth, new, receipt.end()));
+        let event = OutboxEvent::chain(upstream, parent, depth, new, receipt.end());
+        self.outbox.put(event.with_opening(chain[0]));
     }
 
     /// A request with this chain, which was new, did not reach the upstream.
@@ -125,6 +129,16 @@ impl Board {
     /// In flight through all others.
     pub fn others(&self, upstream: &str) -> SiblingLoad {
         self.memory.others.lock().expect("no panic").0.get(upstream).copied().unwrap_or_default()
+    }
+
+    /// Makes each binding and chain of siblings take so long, without giving way to other tasks.
+    pub fn slow_down(&self, effort: Duration) {
+        *self.memory.effort.lock().expect("no panic") = effort;
+    }
+
+    /// The age of the oldest sibling's report, in seconds.
+    pub fn age(&self) -> f64 {
+        self.memory.others.lock().expect("no panic").1
     }
 
     pub async fn until_others(&self, upstream: &str, active: u64) {
@@ -168,6 +182,13 @@ impl Board {
 // === impl Memory for Mind ===
 
 impl Mind {
+    fn work(&self) {
+        let (effort, start) = (*self.effort.lock().expect("no panic"), Instant::now());
+        while let Some(left) = effort.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+            std::thread::park_timeout(left);
+        }
+    }
+
     fn slot(&self, upstream: &str) -> Slot {
         let mut slots = self.slots.lock().expect("no panic");
         *slots.entry(upstream.into()).or_insert_with(|| self.index.enter().expect("there is a slot"))
@@ -186,6 +207,7 @@ impl ExchangeMemory for Mind {
     }
 
     fn learn(&self, chain: &ChainUpdate<'_>) -> bool {
+        self.work();
         let (slot, hashes) = (self.slot(chain.upstream), &chain.hashes);
         match chain.parent {
             Some(parent) => self.index.learn_after(parent, hashes, chain.end, slot).is_some(),
@@ -205,6 +227,7 @@ impl ExchangeMemory for Mind {
     }
 
     fn bound(&self, bound: &BindingUpdate<'_>) {
+        self.work();
         // As `bind` publishes it; the upstreams of recorded messages have ports.
         assert!(bound.number == 7 || bound.upstream.contains(':'), "{bound:?}");
         self.bound.lock().expect("no panic").push((bound.key.into(), bound.upstream.into()));

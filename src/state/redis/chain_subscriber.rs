@@ -1,0 +1,175 @@
+//! Receives the chains of siblings: first the tails of the streams, then every new entry.
+//!
+//! Messages of chains have no order among streams, and applying one twice changes nothing. A reader that
+//! falls behind the trimmed streams misses chains, and requests those that a later message continues.
+
+use std::convert::Infallible;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::PoisonError;
+
+use super::connect::{COMMAND_TIMEOUT, RedisLink};
+use super::failure::RedisFailure;
+use super::reply::{self, StreamEntry, StreamId};
+use super::streams::SharedStream;
+use super::subscriber::MIN_READ_INTERVAL;
+use super::work_slice::WorkSlice;
+use super::{READ_BLOCK_TIME, SiblingExchange, now};
+use crate::state::exchange::{
+    ChainAdmission, ChainRequest, ChainUpdate, Message, OutboxEvent, WaitingRequest,
+};
+
+/// The largest number of entries of one stream in one read. A message of chains has up to 64 KiB, and Redis
+/// holds the answers to all readers in its memory.
+const MAX_READ_ENTRIES: usize = 16;
+
+/// The largest number of entries in one read of a tail.
+const TAIL_PAGE_ENTRIES: usize = 64;
+
+/// The largest size of all streams' tails that are read at the start, in bytes. Earlier chains are requested
+/// when a later message continues them.
+const MAX_TAIL_BYTES: usize = 64 << 20;
+
+/// The positions in the served streams of chains, in their order.
+#[derive(Default)]
+pub struct ChainSubscriber {
+    /// The last entries that were read; `None` before the first.
+    last: Vec<Option<StreamId>>,
+}
+
+impl SiblingExchange {
+    /// Reads the chains from before the subscription, as far as the streams still hold them.
+    pub(super) async fn catch_up_chains(
+        &self,
+        subscriber: &mut ChainSubscriber,
+        link: &mut RedisLink,
+    ) -> Result<(), RedisFailure> {
+        let streams = &self.streams.chains;
+        subscriber.last.resize(streams.len(), None);
+        for (chains, last) in streams.iter().zip(&mut subscriber.last) {
+            let max_bytes = MAX_TAIL_BYTES / streams.len();
+            let tail = self.tail(&chains.stream.key, *last, (TAIL_PAGE_ENTRIES, max_bytes), link).await?;
+            for page in tail.pages.iter().rev() {
+                self.receive_chains(&chains.stream, reply::entries(page).into_iter().rev()).await;
+            }
+            match tail.was_replaced {
+                true => *last = Some(StreamId::default()),
+                false => drop(last.get_or_insert(tail.newest)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads new entries until a failure.
+    pub(super) async fn subscribe_chains(
+        &self,
+        subscriber: &mut ChainSubscriber,
+        link: &mut RedisLink,
+    ) -> Result<Infallible, RedisFailure> {
+        loop {
+            let mut command = redis::cmd("XREAD");
+            command.arg("COUNT").arg(MAX_READ_ENTRIES).arg("BLOCK").arg(READ_BLOCK_TIME.as_millis() as u64);
+            command.arg("STREAMS");
+            for chains in &self.streams.chains {
+                command.arg(&chains.stream.key);
+            }
+            for last in &subscriber.last {
+                command.arg(last.unwrap_or_default().to_string());
+            }
+            let start = now();
+            let answer = link.call(&command, READ_BLOCK_TIME + COMMAND_TIMEOUT).await?;
+            let mut is_full = false;
+            for (key, entries) in reply::read(&answer) {
+                let mut streams = self.streams.chains.iter().zip(&mut subscriber.last);
+                let found = streams.find(|(chains, _)| chains.stream.key == key);
+                let (Some((chains, last)), Some(newest)) = (found, entries.last()) else { continue };
+                *last = Some(newest.id);
+                is_full |= entries.len() >= MAX_READ_ENTRIES;
+                self.receive_chains(&chains.stream, entries.into_iter()).await;
+            }
+            if !is_full {
+                let spent = now().saturating_duration_since(start);
+                tokio::time::sleep(MIN_READ_INTERVAL.saturating_sub(spent)).await;
+            }
+        }
+    }
+
+    async fn receive_chains<'v>(
+        &self,
+        stream: &SharedStream,
+        entries: impl Iterator<Item = StreamEntry<'v>>,
+    ) {
+        let mut slice = WorkSlice::begin();
+        for entry in entries {
+            stream.count(entry.id, entry.bytes.len());
+            match Message::decode(entry.bytes) {
+                Ok(message) if message.balancer == self.id => {}
+                Ok(message) => {
+                    self.observer.exchange_received(entry.bytes.len());
+                    self.receive_chains_of(&message, &mut slice).await;
+                }
+                Err(why) => self.observer.message_unreadable(&why),
+            }
+            slice.yield_if_due().await;
+        }
+    }
+
+    /// Applies the chains and take-backs of a message with the own fingerprint.
+    pub(super) async fn receive_chains_of(&self, message: &Message<'_>, slice: &mut WorkSlice) {
+        let admission = self.fingerprints.lock().unwrap_or_else(PoisonError::into_inner).check(message);
+        if let ChainAdmission::Foreign { first } = admission {
+            let sibling = first.then(|| self.siblings().name(message.balancer));
+            self.observer.chains_foreign(message.chain_count(), sibling.as_deref());
+            return;
+        }
+        for chain in &message.chains {
+            match self.memory.learn(chain) {
+                true => self.chain_requests().see_chain(chain),
+                false => self.miss_chain(message.balancer, chain),
+            }
+            slice.yield_if_due().await;
+        }
+        for chain in &message.take_backs {
+            self.memory.take_back(chain);
+            slice.yield_if_due().await;
+        }
+    }
+
+    /// Notes a tail whose beginning is unknown, for a request to its sender if that still exists.
+    fn miss_chain(&self, balancer: u64, chain: &ChainUpdate<'_>) {
+        self.observer.chain_unplaced();
+        if self.siblings().contains(balancer) {
+            let draw = RandomState::new().hash_one(balancer);
+            self.chain_requests().miss(balancer, chain, now(), draw);
+        }
+    }
+
+    /// Adds the requests for whole chains whose time has come to the urgent events.
+    pub(super) fn put_chain_requests(&self) {
+        for WaitingRequest { balancer, upstream, hash, .. } in self.chain_requests().take_due(now()) {
+            self.urgent_events.put(OutboxEvent::Ask { balancer, upstream, hash });
+        }
+    }
+
+    /// Notes a sibling's request for a whole chain, and answers a request to this balancer.
+    pub(super) fn receive_chain_request(&self, request: &ChainRequest<'_>) {
+        let now = now();
+        let mut requests = self.chain_requests();
+        requests.see_request(request, now);
+        let is_mine = request.balancer == self.id;
+        if is_mine && requests.begin_answer(request.upstream, request.hash, now) {
+            drop(requests);
+            self.publish_chain(request.upstream, request.hash);
+        }
+    }
+
+    /// Publishes a whole chain that a sibling has requested.
+    fn publish_chain(&self, upstream: &str, hash: u64) {
+        let Some(chain) = self.memory.chain_to(upstream, hash) else { return };
+        let Some(opening) = chain.first() else { return };
+        // There must be room for the chains of requests; the sibling will repeat its request.
+        let waiting = &self.streams.of_opening(*opening).waiting;
+        if waiting.has_room() {
+            waiting.put(OutboxEvent::chain(upstream, None, 0, &chain, None));
+        }
+    }
+}
