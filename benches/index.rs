@@ -4,20 +4,13 @@
 //! a processor's cache. All conversations begin with the same 32 blocks, which every upstream holds; the rest
 //! of each one to three of them hold. A lookup is followed by what every upstream is missing.
 //!
-//! | 256 blocks, µs of a core of an AMD EPYC | 8 upstreams | 64 | 256 |
-//! | --- | --- | --- | --- |
-//! | lookup, any of 4,000 conversations | 4.0 | 4.0 | 8.2 |
-//! | lookup, the same chain again | 1.9 | 1.9 | 4.6 |
-//! | learn a known chain | 9 | 12 | 18 |
-//! | learn a new chain | 190 | 200 | 210 |
-//!
-//! Processor time, as the scheduler counts it: the machine had other work, and the clock on the wall tells
-//! two to four times as much. Memory: 99 bytes a block with two holders each, about 75 with one.
+//! Figures, and those before chains were stored thinly, stand in benches/notes.md.
 
 use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use vllm_lb::prompt::chain::thinning::last_stored;
 use vllm_lb::state::prefix_index::{Hits, Index, Slot};
 
 const CONVERSATIONS: u64 = 4000;
@@ -97,5 +90,58 @@ fn index(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, index);
+/// What a tail of 16 new blocks and a whole chain cost: heard from a sibling, and sent here.
+fn tails(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("index");
+    group.measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_secs(1)).sample_size(20);
+    for known in [16, 256, 1024] {
+        let (index, slots, _) = filled(64);
+        let mut fresh = 3 * CONVERSATIONS;
+        let mut prepare = || {
+            fresh += 1;
+            let mut chain: Vec<u64> =
+                (1..=known + 16).map(|block| scatter((fresh + 1) << 20 | block)).collect();
+            let (tail, slot) = (chain.split_off(known as usize), slots[fresh as usize % slots.len()]);
+            index.learn(&chain, None, slot);
+            (chain, tail, slot)
+        };
+        group.bench_function(format!("learn a tail of 16 behind {known}"), |bencher| {
+            let prepare = || {
+                let (chain, tail, slot) = prepare();
+                (chain.last().copied().unwrap_or(0), published(&tail, known as usize), slot)
+            };
+            let learn =
+                |(parent, tail, slot): (u64, Vec<u64>, Slot)| index.learn_after(parent, &tail, None, slot);
+            bencher.iter_batched(prepare, learn, BatchSize::SmallInput);
+        });
+        group.bench_function(format!("learn a prompt of 16 new behind {known}"), |bencher| {
+            let prepare = || {
+                let (mut chain, tail, slot) = prepare();
+                chain.extend(tail);
+                (chain, slot)
+            };
+            let learn = |(chain, slot): (Vec<u64>, Slot)| index.learn(&chain, None, slot);
+            bencher.iter_batched(prepare, learn, BatchSize::SmallInput);
+        });
+    }
+    let (index, slots, _) = filled(64);
+    let mut fresh = 2 * CONVERSATIONS;
+    group.bench_function("learn a whole chain of 256", |bencher| {
+        let prepare = || {
+            fresh += 1;
+            (chain(fresh), slots[fresh as usize % slots.len()])
+        };
+        let learn = |(chain, slot): (Vec<u64>, Slot)| index.learn(&chain, None, slot);
+        bencher.iter_batched(prepare, learn, BatchSize::SmallInput);
+    });
+    group.finish();
+}
+
+/// The blocks of a tail that siblings publish.
+fn published(tail: &[u64], known: usize) -> Vec<u64> {
+    let depths = known + 1..;
+    depths.zip(tail).filter(|(depth, _)| last_stored(*depth) == *depth).map(|(_, block)| *block).collect()
+}
+
+criterion_group!(benches, index, tails);
 criterion_main!(benches);

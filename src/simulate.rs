@@ -111,7 +111,7 @@ impl<'a> Replay<'a> {
             ..EngineLimits::default()
         };
         let engine = || SimulatedEngine::new(limits.clone(), Timing::faster(setup.speed));
-        let blocks = setup.cache_tokens / load.block;
+        let blocks = setup.cache_tokens / load.block * load::index_parts(load.block);
         let balancer = |number| {
             ReplayBalancer::new(policy, setup.upstreams, blocks, Dice::of(setup.seed, 1000 + number))
         };
@@ -272,7 +272,8 @@ impl<'a> Replay<'a> {
             for id in std::mem::take(&mut self.unpublished[number]) {
                 let Flight { session, turn, placed, .. } = self.flights[id];
                 let ask = self.placement_request(session, turn);
-                let siblings = self.balancers.iter().enumerate().filter(|(sibling, _)| *sibling != number);
+                let siblings =
+                    self.balancers.iter_mut().enumerate().filter(|(sibling, _)| *sibling != number);
                 siblings.for_each(|(_, sibling)| sibling.learn(ask, placed.upstream));
             }
         }

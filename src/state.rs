@@ -8,6 +8,7 @@
 mod agreement;
 pub mod exchange;
 mod handover;
+mod index_limit;
 pub mod members;
 mod places;
 pub mod prefix_index;
@@ -18,6 +19,7 @@ pub mod responses;
 pub mod sessions;
 mod siblings;
 
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,10 +29,12 @@ use arc_swap::ArcSwap;
 use crate::config::types::PrefixIndex;
 use crate::observe::Observer;
 use crate::pick::Candidate;
+use crate::prompt::chain::thinning::last_stored;
 use crate::prompt::chain::{BlockLayout, PromptFamily};
 use crate::prompt::session::{self, Session};
 use agreement::Agreement;
 use exchange::Outbox;
+use index_limit::{DEFAULT_INDEX_BLOCKS, MAX_INDEX_BLOCKS, index_limit};
 use places::UpstreamPlaces;
 use prefix_index::{Hits, Index, PromptSize, Receipt, Size, Slot};
 use prompt_tails::PromptTails;
@@ -92,9 +96,11 @@ pub struct State {
     blocks: BlockLayout,
     /// The index has room for blocks.
     enabled: bool,
+    /// The limit of the index follows the engines' caches.
+    derives_limit: bool,
     /// Written under the lock of `upstreams` only.
     places: ArcSwap<UpstreamPlaces>,
-    upstreams: Mutex<Vec<IndexedUpstream>>,
+    upstreams: Mutex<IndexedUpstreams>,
     ratios: Ratios,
     tails: Mutex<PromptTails>,
     sessions: Sessions,
@@ -108,14 +114,22 @@ pub struct State {
     observer: Observer,
 }
 
+/// The upstreams in the index.
+#[derive(Default)]
+struct IndexedUpstreams {
+    by_id: HashMap<usize, IndexedUpstream>,
+    /// The groups of the index by model; see `prefix_index::Index::set_group`.
+    groups: HashMap<Box<str>, usize>,
+}
+
 /// The state of one upstream in the index.
 struct IndexedUpstream {
-    id: usize,
     /// The name that siblings use; `None` until `follow_fleet` passes it.
     name: Option<Arc<str>>,
     slot: Slot,
     incarnation: Option<u64>,
     limit: Option<usize>,
+    group: usize,
     agreement: Agreement,
 }
 
@@ -125,6 +139,33 @@ impl PromptLookup {
     /// Whether the prompt has blocks or an opening to look up.
     pub fn has_chain(&self) -> bool {
         !self.chain.is_empty() || self.end.is_some()
+    }
+}
+
+// === impl IndexedUpstreams ===
+
+impl IndexedUpstreams {
+    /// Returns the slot of an upstream, and whether it is new; `None` when the index has no slot left.
+    fn enter(&mut self, index: &Index, id: usize) -> Option<(Slot, bool)> {
+        if let Some(known) = self.by_id.get(&id) {
+            return Some((known.slot, false));
+        }
+        let slot = index.enter()?;
+        let (incarnation, agreement) = (None, Agreement::default());
+        let upstream = IndexedUpstream { name: None, slot, incarnation, limit: None, group: 0, agreement };
+        self.by_id.insert(id, upstream);
+        Some((slot, true))
+    }
+
+    /// Returns the group of a model's upstreams; beyond `MAX_GROUP` models share one, as unknown models do.
+    fn group(&mut self, model: Option<&str>) -> usize {
+        let Some(model) = model else { return 0 };
+        let next = self.groups.len() + 1;
+        match self.groups.get(model) {
+            Some(group) => *group,
+            None if next > prefix_index::MAX_GROUP => 0,
+            None => *self.groups.entry(model.into()).or_insert(next),
+        }
     }
 }
 
@@ -144,16 +185,21 @@ impl State {
         outbox: Option<Arc<Outbox>>,
         observer: Observer,
     ) -> Arc<Self> {
+        let index = Index::new(config.blocks.unwrap_or(MAX_INDEX_BLOCKS), seed);
+        if config.blocks.is_none() {
+            index.set_limit(DEFAULT_INDEX_BLOCKS);
+        }
         Arc::new(State {
             sessions: Sessions::new(Sessions::MAX_SESSIONS, millis(ttl)),
             responses: Sessions::new(responses::MAX_RESPONSES, millis(ttl)),
             born: Instant::now(),
-            index: Index::new(config.blocks, seed),
+            index,
             blocks: BlockLayout {
                 bytes: config.block_bytes,
                 max_blocks: MAX_CHAIN_BYTES / config.block_bytes.max(1),
             },
-            enabled: config.blocks > 0,
+            enabled: config.blocks != Some(0),
+            derives_limit: config.blocks.is_none(),
             places: ArcSwap::default(),
             upstreams: Mutex::default(),
             ratios: Ratios::default(),
@@ -184,7 +230,7 @@ impl State {
         self.index.size()
     }
 
-    fn upstreams(&self) -> MutexGuard<'_, Vec<IndexedUpstream>> {
+    fn upstreams(&self) -> MutexGuard<'_, IndexedUpstreams> {
         self.upstreams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -224,8 +270,8 @@ impl State {
         for candidate in candidates {
             let slot = if is_held { places.slot(id(candidate)) } else { None };
             hits.weigh(slot, &terms, candidate);
-            let holds_all =
-                slot.filter(|_| lookup.unseen > 0 && candidate.hit as usize == lookup.chain.len());
+            let holds_all = slot
+                .filter(|_| lookup.unseen > 0 && candidate.hit as usize >= last_stored(lookup.chain.len()));
             if let (Some(slot), Some(last)) = (holds_all, lookup.chain.last()) {
                 // The upstream holds the whole part that was read, so also the tail that it was sent behind
                 // it.
@@ -341,64 +387,63 @@ impl State {
         known.or_else(|| self.enter(&mut self.upstreams(), id))
     }
 
-    fn enter(&self, upstreams: &mut Vec<IndexedUpstream>, id: usize) -> Option<Slot> {
-        if let Some(known) = upstreams.iter().find(|upstream| upstream.id == id) {
-            return Some(known.slot);
+    fn enter(&self, upstreams: &mut IndexedUpstreams, id: usize) -> Option<Slot> {
+        let (slot, is_new) = upstreams.enter(&self.index, id)?;
+        if is_new {
+            self.publish(upstreams);
         }
-        let slot = self.index.enter()?;
-        upstreams.push(IndexedUpstream {
-            id,
-            name: None,
-            slot,
-            incarnation: None,
-            limit: None,
-            agreement: Agreement::default(),
-        });
-        self.publish(upstreams);
         Some(slot)
     }
 
-    fn publish(&self, upstreams: &[IndexedUpstream]) {
-        let places = upstreams.iter().map(|upstream| (upstream.id, upstream.slot, upstream.name.clone()));
+    fn publish(&self, upstreams: &IndexedUpstreams) {
+        let places = upstreams.by_id.iter().map(|(id, upstream)| (*id, upstream.slot, upstream.name.clone()));
         self.places.store(Arc::new(UpstreamPlaces::new(places)));
     }
 
     /// Applies the present upstreams of the fleet: forgets upstreams that have left and caches that a
-    /// restart has emptied, and sets the limits of the caches.
+    /// restart has emptied, and sets the limits of the caches and of the index.
     pub fn follow_fleet(&self, present: &[TrackedUpstream<'_>]) {
         let mut upstreams = self.upstreams();
-        let is_there = |id: usize| present.iter().any(|present| present.id == id);
-        let gone: Vec<Slot> = upstreams.iter().filter(|one| !is_there(one.id)).map(|one| one.slot).collect();
-        upstreams.retain(|upstream| is_there(upstream.id));
+        let ids: HashSet<usize> = present.iter().map(|one| one.id).collect();
+        let gone: HashSet<Slot> =
+            upstreams.by_id.extract_if(|id, _| !ids.contains(id)).map(|(_, one)| one.slot).collect();
+        let mut is_changed = !gone.is_empty();
         for one in present {
-            self.enter(&mut upstreams, one.id);
-            if let Some(upstream) = upstreams.iter_mut().find(|upstream| upstream.id == one.id) {
-                upstream.name.get_or_insert_with(|| one.name.into());
+            is_changed |= upstreams.enter(&self.index, one.id).is_some_and(|(_, is_new)| is_new);
+            if let Some(upstream) = upstreams.by_id.get_mut(&one.id).filter(|known| known.name.is_none()) {
+                upstream.name = Some(one.name.into());
+                is_changed = true;
             }
         }
-        self.publish(&upstreams);
-        for slot in gone {
-            self.tails().forget(slot);
-            self.index.leave(slot);
+        if is_changed {
+            self.publish(&upstreams);
         }
+        gone.iter().for_each(|slot| self.index.leave(*slot));
+        let mut emptied = gone;
         for one in present {
-            let Some(slot) = self.enter(&mut upstreams, one.id) else { continue };
-            let Some(upstream) = upstreams.iter_mut().find(|upstream| upstream.id == one.id) else {
-                continue;
-            };
+            let group = upstreams.group(one.model);
+            let Some(upstream) = upstreams.by_id.get_mut(&one.id) else { continue };
             let before = upstream.incarnation.replace(one.incarnation);
             if before.is_some_and(|before| before != one.incarnation) {
-                self.index.forget(slot);
-                self.tails().forget(slot);
+                self.index.forget(upstream.slot);
+                emptied.insert(upstream.slot);
                 upstream.agreement = Agreement::default();
                 self.observer.cache_forgotten(one.name);
+            }
+            if group != upstream.group {
+                upstream.group = group;
+                self.index.set_group(upstream.slot, group);
             }
             let bytes = |tokens: u64| tokens as f64 * self.ratios.of(one.model);
             let limit = one.cache_tokens.map(|tokens| (bytes(tokens) / self.blocks.bytes as f64) as usize);
             if limit != upstream.limit {
                 upstream.limit = limit;
-                self.index.limit(slot, limit);
+                self.index.limit(upstream.slot, limit);
             }
+        }
+        self.tails().forget(&emptied);
+        if self.derives_limit {
+            self.index.set_limit(index_limit(upstreams.by_id.values().map(|upstream| upstream.limit)));
         }
     }
 
@@ -421,7 +466,7 @@ impl State {
     /// than predicted, evicts the oldest blocks of its upstream.
     pub fn compare_cached_tokens(&self, id: usize, name: &str, predicted: u64, reported: u64) {
         let mut upstreams = self.upstreams();
-        let Some(upstream) = upstreams.iter_mut().find(|upstream| upstream.id == id) else { return };
+        let Some(upstream) = upstreams.by_id.get_mut(&id) else { return };
         let Some(keep) = upstream.agreement.add(predicted, reported) else { return };
         let (slot, limit) = (upstream.slot, upstream.limit);
         // Evicting takes a while, and requests need the list meanwhile.

@@ -254,8 +254,8 @@ const BALANCE_TABLE: &[SettingRow<Config>] = &[
     ),
     row(
         "index_blocks",
-        "Blocks of prompts that are remembered, counted for each upstream; 0 remembers none.",
-        &value(|config: &mut Config| &mut config.index.blocks, integer(0, 100_000_000)),
+        "Remembered blocks of prompts, for each upstream; 0 none; unset: as the engines' caches hold.",
+        &value(|config: &mut Config| &mut config.index.blocks, maybe(integer(0, 100_000_000))),
     )
     .restart(),
     row(

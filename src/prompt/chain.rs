@@ -9,6 +9,8 @@
 //!
 //! Never: more blocks than the layout allows, an allocation after the first prompt.
 
+pub mod thinning;
+
 use xxhash_rust::xxh3::{Xxh3, xxh3_64_with_seed};
 
 use crate::json::ByteSink;
@@ -60,10 +62,10 @@ pub struct Chain {
 // === impl Chain ===
 
 impl Chain {
-    /// The hash of the opening, the same in every turn, if the opening ends after the last block: it
-    /// distinguishes conversations that the blocks do not.
+    /// The hash of the opening, the same in every turn, if the opening ends after the last block that is
+    /// stored: it distinguishes conversations that the stored blocks do not.
     pub fn end(&self) -> Option<u64> {
-        let blocks = (self.blocks.len() * self.block_bytes) as u64;
+        let blocks = (thinning::last_stored(self.blocks.len()) * self.block_bytes) as u64;
         self.opening.filter(|(bytes, _)| *bytes > blocks).map(|(_, hash)| hash)
     }
 }
@@ -309,6 +311,23 @@ mod tests {
         assert_eq!(opened(b"0123456789abc", b"defghij"), None, "a block tells");
         assert_eq!(opened(b"0123456789", b""), None, "a block tells");
         assert_eq!(chained(&[b"0123456789abc"], 7, TEN).end(), None, "nobody said where it ends");
+    }
+
+    #[test]
+    fn reports_an_opening_behind_the_last_stored_block_of_a_long_prompt() {
+        let opened = |before: usize, after: usize| {
+            let mut hasher = ChainHasher::default();
+            hasher.begin(7, PromptFamily::Chat, TEN);
+            hasher.write(&vec![b'x'; before]);
+            hasher.opened();
+            hasher.write(&vec![b'y'; after]);
+            hasher.chain().end()
+        };
+        // Of 45 blocks the 40th is the last that is stored.
+        assert_eq!(opened(400, 50), None, "the stored blocks tell");
+        assert!(opened(405, 45).is_some() && opened(405, 45) == opened(405, 74), "the same in every turn");
+        assert_ne!(opened(405, 45), opened(406, 45));
+        assert_eq!(opened(405, 75), None, "the 48th block tells");
     }
 
     proptest! {

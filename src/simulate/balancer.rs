@@ -3,6 +3,7 @@
 //! It uses what a balancer can know: its own requests, and the latest reports of its siblings. Only the
 //! policy `Oracle` reads the real state of the engines.
 
+use super::load::{index_chain, index_parts};
 use super::policy::ReplayPolicy;
 use super::scene::{Scene, ScrapedMetrics};
 use crate::config::types::{Balance, Preset};
@@ -57,6 +58,7 @@ pub struct ReplayBalancer {
     dice: Dice,
     turn: u64,
     // Reused, so that a choice allocates nothing.
+    chain: Vec<u64>,
     hits: Hits,
     candidates: Vec<Candidate>,
     sent: Vec<usize>,
@@ -66,8 +68,8 @@ pub struct ReplayBalancer {
 // === impl ReplayBalancer ===
 
 impl ReplayBalancer {
-    /// Builds a balancer; `cache` is the number of blocks of each upstream's cache. Returns `None` when
-    /// there are more upstreams than an index has room for.
+    /// Builds a balancer; `cache` is the number of the index's blocks in each upstream's cache. Returns
+    /// `None` when there are more upstreams than an index has room for.
     pub fn new(policy: ReplayPolicy, upstreams: usize, cache: usize, mut dice: Dice) -> Option<Self> {
         let index = Index::new(MAX_INDEX_BLOCKS, dice.roll());
         let slots: Vec<Slot> = (0..upstreams).map_while(|_| index.enter()).collect();
@@ -80,6 +82,7 @@ impl ReplayBalancer {
             // Round-robin balancers begin at different upstreams.
             turn: dice.roll() >> 32,
             dice,
+            chain: Vec::new(),
             hits: Hits::default(),
             candidates: Vec::new(),
             sent: Vec::new(),
@@ -101,7 +104,8 @@ impl ReplayBalancer {
         let upstream = match self.policy {
             ReplayPolicy::Rival(rival) => {
                 self.sent.clear();
-                self.sent.extend(self.slots.iter().map(|slot| self.index.held(*slot)));
+                let parts = index_parts(ask.block);
+                self.sent.extend(self.slots.iter().map(|slot| self.index.held(*slot) / parts));
                 let (prompt, candidates) = (ask.prompt, &self.candidates[..]);
                 let (sent, metrics) = (&self.sent[..], view.metrics);
                 let (tokens, block) = (ask.tokens, ask.block);
@@ -127,8 +131,9 @@ impl ReplayBalancer {
     }
 
     /// Learns a request that this balancer or a sibling sent to an upstream.
-    pub fn learn(&self, ask: PlacementRequest<'_>, upstream: usize) {
-        self.index.learn(ask.prompt, ask.end, self.slots[upstream]);
+    pub fn learn(&mut self, ask: PlacementRequest<'_>, upstream: usize) {
+        index_chain(ask.prompt, index_parts(ask.block), &mut self.chain);
+        self.index.learn(&self.chain, ask.end, self.slots[upstream]);
     }
 
     /// Records the first byte of an answer.
@@ -145,10 +150,13 @@ impl ReplayBalancer {
 
     /// Fills the candidates for a request.
     fn fill_candidates(&mut self, ask: PlacementRequest<'_>, view: &EngineView<'_>, knobs: &Balance) {
-        self.index.lookup(ask.prompt, &mut self.hits);
+        let parts = index_parts(ask.block);
+        index_chain(ask.prompt, parts, &mut self.chain);
+        self.index.lookup(&self.chain, &mut self.hits);
         self.hits.charge(knobs.share, self.slots.len());
         self.candidates.clear();
-        let terms = self.hits.terms(PromptSize { tokens: ask.tokens, block_tokens: ask.block as f64 });
+        let block_tokens = ask.block as f64 / parts as f64;
+        let terms = self.hits.terms(PromptSize { tokens: ask.tokens, block_tokens });
         for (index, slot) in self.slots.iter().enumerate() {
             let all = self.own[index].and(view.others[index]);
             let mut candidate = Candidate {
@@ -166,6 +174,9 @@ impl ReplayBalancer {
             self.hits.weigh(Some(*slot), &terms, &mut candidate);
             if self.policy == ReplayPolicy::Oracle {
                 (view.reveal)(index, &self.hits, &mut candidate);
+            } else {
+                // Rivals count in the blocks of the load.
+                candidate.hit /= parts as u64;
             }
             self.candidates.push(candidate);
         }

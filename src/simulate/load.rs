@@ -1,5 +1,11 @@
 //! The load of a replay: conversations, each a sequence of requests that continue one another.
 
+use crate::engine::dice::mix;
+use crate::prompt::chain::thinning::last_stored;
+
+/// The tokens of a block of the index, about: 512 bytes.
+const INDEX_BLOCK_TOKENS: usize = 128;
+
 /// All conversations of a replay, in any order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -70,9 +76,11 @@ impl ReplayConversation {
         self.leading(turn, (self.turns[turn].prompt + self.turns[turn].output) / block)
     }
 
-    /// Returns the hash of the opening, if it ends behind the last block of the turn's prompt.
+    /// Returns the hash of the opening, if it ends behind the last stored block of the turn's prompt.
     pub fn end(&self, turn: usize, block: usize) -> Option<u64> {
-        let behind = self.turns[0].prompt >= self.prompt(turn, block).len() * block;
+        let parts = index_parts(block);
+        let stored = last_stored(self.prompt(turn, block).len() * parts);
+        let behind = self.turns[0].prompt * parts >= stored * block;
         self.opening.filter(|_| behind)
     }
 
@@ -88,9 +96,36 @@ impl ReplayConversation {
     }
 }
 
+/// Returns how many blocks of the index a block of a load stands for.
+pub fn index_parts(block: usize) -> usize {
+    (block / INDEX_BLOCK_TOKENS).max(1)
+}
+
+/// Writes the chain of a prompt as the index has it, with `parts` blocks for each of the load.
+pub fn index_chain(prompt: &[u64], parts: usize, chain: &mut Vec<u64>) {
+    chain.clear();
+    let part =
+        |block: u64, part: usize| if part == 0 { block } else { mix(mix(block).wrapping_add(part as u64)) };
+    chain.extend(prompt.iter().flat_map(|block| (0..parts).map(move |number| part(*block, number))));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_index_has_blocks_of_its_own_size() {
+        assert_eq!([10, 128, 512].map(index_parts), [1, 1, 4]);
+        let mut chain = vec![9];
+        index_chain(&[5, 6], 1, &mut chain);
+        assert_eq!(chain, [5, 6]);
+        index_chain(&[5, 6, 7], 4, &mut chain);
+        let all: std::collections::BTreeSet<u64> = chain.iter().copied().collect();
+        assert_eq!((chain.len(), all.len(), chain[4]), (12, 12, 6));
+        let mut other = Vec::new();
+        index_chain(&[5, 6, 8], 4, &mut other);
+        assert_eq!(chain[..8], other[..8]);
+    }
 
     #[test]
     fn turns_are_leading_parts_of_one_chain() {

@@ -1,5 +1,6 @@
 //! The facts for a choice: those that a balancer has, and those that only a simulation has.
 
+use super::load::index_parts;
 use crate::engine::batch::SimulatedEngine;
 use crate::pick::Candidate;
 use crate::state::prefix_index::Hits;
@@ -64,10 +65,11 @@ pub fn reveal(
     };
     candidate.backlog = (0..pending.len()).map(left).sum::<usize>() as u64;
     let held = held(prompt, pending);
-    let tokens = |blocks: f64| (blocks * block as f64).round() as u64;
+    let (tokens, parts) = (|blocks: f64| (blocks * block as f64).round() as u64, index_parts(block) as f64);
     candidate.uncached =
-        (candidate.uncached + tokens(candidate.hit as f64)).saturating_sub(tokens(held as f64));
-    candidate.missing = candidate.cold.saturating_sub(tokens(hits.charged(held)));
+        (candidate.uncached + tokens(candidate.hit as f64 / parts)).saturating_sub(tokens(held as f64));
+    let charged = hits.charged(held * parts as usize) / parts;
+    candidate.missing = candidate.cold.saturating_sub(tokens(charged));
     candidate.hit = held as u64;
 }
 

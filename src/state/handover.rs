@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use super::State;
 use super::exchange::ChainUpdate;
 use super::prefix_index::IndexLeaf;
+use crate::prompt::chain::thinning::stored_depth;
 
 /// The largest number of hashes of a batch, with the beginnings that its chains share counted each time.
 const MAX_BATCH_HASHES: usize = 1 << 18;
@@ -34,7 +35,8 @@ impl State {
     pub fn export_chains(&self, mut visit: impl FnMut(Vec<ChainUpdate<'_>>) -> bool) {
         let names: Vec<(String, _)> = self
             .upstreams()
-            .iter()
+            .by_id
+            .values()
             .filter_map(|upstream| Some((upstream.name.as_ref()?.to_string(), upstream.slot)))
             .collect();
         let leaves = names.into_iter().map(|(upstream, slot)| {
@@ -77,7 +79,8 @@ fn updates<'c>(upstream: &'c str, chains: &'c [WholeChain]) -> Vec<ChainUpdate<'
         let (before, hashes) = chain.hashes.split_at(shared);
         known.extend(hashes);
         let (parent, hashes) = (before.last().copied(), Cow::Borrowed(hashes));
-        ChainUpdate { upstream, parent, depth: shared as u64, hashes, end: chain.end }
+        let depth = stored_depth(shared) as u64;
+        ChainUpdate { upstream, parent, depth, hashes, end: chain.end }
     };
     chains.iter().map(update).collect()
 }
@@ -91,9 +94,10 @@ mod tests {
     use super::*;
     use crate::config::types::PrefixIndex;
     use crate::observe::Observer;
+    use crate::prompt::chain::thinning::stored;
 
     fn state() -> Arc<State> {
-        let config = PrefixIndex { blocks: 100_000, block_bytes: 100 };
+        let config = PrefixIndex { blocks: Some(1_000_000), block_bytes: 100 };
         let state = State::new(config, Duration::from_secs(60), 7, None, Observer::default());
         let present =
             |(id, name)| TrackedUpstream { id, name, incarnation: 0, cache_tokens: None, model: None };
@@ -116,10 +120,10 @@ mod tests {
     fn hands_over_all_chains_with_their_recency() {
         let (from, to) = (state(), state());
         for number in 1..=400 {
-            learn(&from, &chain(number, 150), None, 3);
+            learn(&from, &chain(number, 1600), None, 3);
             learn(&from, &chain(number, 9), Some(number << 48), 5);
         }
-        learn(&from, &chain(1, 151), None, 3);
+        learn(&from, &chain(1, 1608), None, 3);
         let mut batches: Vec<Vec<u8>> = Vec::new();
         from.export_chains(|chains| {
             let message = super::super::exchange::Message { chains, ..Default::default() };
@@ -132,12 +136,12 @@ mod tests {
             assert!(message.chains.iter().all(|chain| to.apply_chain(chain)));
         }
         assert_eq!((to.size().blocks, to.size().pairs), (from.size().blocks, from.size().pairs));
-        assert_eq!(to.chain_to("a", (1 << 32) | 151), Some(chain(1, 151)));
+        assert_eq!(to.chain_to("a", (1 << 32) | 1608), Some(stored(&chain(1, 1608)).collect()));
         // The oldest are evicted first: those of 2, since 1 was used again.
         let slot = to.slot(3).expect("has a slot");
         to.index.limit(slot, Some(to.index.held(slot) - 100));
-        assert!(to.chain_to("a", (2 << 32) | 150).is_none());
-        assert!(to.chain_to("a", (1 << 32) | 151).is_some() && to.chain_to("a", (3 << 32) | 150).is_some());
+        assert!(to.chain_to("a", (2 << 32) | 1600).is_none());
+        assert!(to.chain_to("a", (1 << 32) | 1608).is_some() && to.chain_to("a", (3 << 32) | 1600).is_some());
     }
 
     #[test]

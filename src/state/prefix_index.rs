@@ -9,8 +9,15 @@
 //!
 //! Two limits apply: one on all pairs of block and upstream, and one on the blocks of each upstream, the
 //! capacity of its engine's cache if known. The least recent pair is evicted first, of the upstream or of
-//! all. A chain is touched from its tail to its head, so that a block is always more recent than the blocks
-//! behind it: tails are evicted before heads, and an upstream that holds a block holds all blocks before it.
+//! all. A block is as recent as the latest prompt through it: tails are evicted before heads, and an upstream
+//! that holds a block holds all blocks before it. See `holdings`.
+//!
+//! # Stored blocks
+//!
+//! Behind the first blocks of a chain one of eight is stored, and stands for eight: see
+//! `prompt::chain::thinning`. All counts, sizes and limits are of blocks, stored or not. An upstream that
+//! holds a stored block and not the next one of a prompt is believed to hold half of the blocks between.
+//! Learning costs the new blocks of a prompt, not its length.
 //!
 //! # Slots and columns
 //!
@@ -25,9 +32,12 @@
 //! Their view may be slightly stale, which is acceptable for an estimate.
 
 mod blocks;
+mod branch_changes;
 mod directory;
 mod hits;
 mod holdings;
+mod oldest;
+mod receipt;
 mod writer;
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -35,14 +45,18 @@ use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use self::hits::{Hits, PromptSize};
-pub use self::writer::Receipt;
+pub use self::receipt::{ChainTail, Receipt};
 
 use self::blocks::{BlockTable, MAX_HOLDER_WORDS, WORD_BITS};
 use self::directory::NO_ENTRY;
 use self::writer::Writer;
+use crate::prompt::chain::thinning::{stored_count, stored_depth};
 
 /// The largest number of upstreams at once, including recently forgotten ones.
 const MAX_COLUMNS: usize = WORD_BITS * MAX_HOLDER_WORDS;
+
+/// The largest group of upstreams.
+pub const MAX_GROUP: usize = u8::MAX as usize;
 
 /// The number of an upstream in the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -53,6 +67,8 @@ pub struct Index {
     blocks: BlockTable,
     columns: Columns,
     writer: Mutex<Writer>,
+    /// The largest limit that `set_limit` can set.
+    max_limit: usize,
 }
 
 /// The columns, as readers see them.
@@ -70,9 +86,9 @@ struct Columns {
 /// The size of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Size {
-    /// The number of different blocks and endings.
+    /// The number of different blocks and endings, stored or not.
     pub blocks: usize,
-    /// The number of pairs of block and upstream, which `limit` bounds.
+    /// The number of pairs of block and upstream, stored or not, which `limit` bounds.
     pub pairs: usize,
     /// The memory in bytes.
     pub bytes: usize,
@@ -107,6 +123,7 @@ impl Index {
             blocks: BlockTable::new(most, seed),
             columns: Columns::new(),
             writer: Mutex::new(Writer::new(limit, most)),
+            max_limit: limit,
         }
     }
 
@@ -131,23 +148,40 @@ impl Index {
         while self.writer().limit(&self.blocks, slot, blocks.unwrap_or(usize::MAX)) {}
     }
 
+    /// Limits all pairs of block and upstream, up to the limit that the index was built with.
+    pub fn set_limit(&self, limit: usize) {
+        let limit = limit.min(self.max_limit);
+        while self.writer().limit_all(&self.blocks, limit) {}
+    }
+
+    /// Sets the group of an upstream, at most `MAX_GROUP`: conversations of different groups are no evidence
+    /// for one another. A chain belongs to the group of the first upstream that was sent it.
+    pub fn set_group(&self, slot: Slot, group: usize) {
+        self.writer().set_group(slot, group);
+    }
+
     /// Learns that a request with this chain is sent to the upstream.
     ///
-    /// `end` distinguishes conversations with equal blocks. When the opening of a conversation, all up to
-    /// its first user message, end_hit behind the last block, `end` is the hash of the opening; otherwise
-    /// `None`. The opening is equal in every turn, so that short turns count once. An ending is not a block
-    /// of a cache.
+    /// `end` distinguishes conversations with equal stored blocks. When the opening of a conversation, all up
+    /// to its first user message, ends behind the last stored block, `end` is the hash of the opening;
+    /// otherwise `None`. The opening is equal in every turn, so that short turns count once. An ending is not
+    /// a block of a cache.
     pub fn learn(&self, chain: &[u64], end: Option<u64>, slot: Slot) -> Receipt {
         self.writer().learn(&self.blocks, chain, end, slot)
     }
 
-    /// As `learn`, for a chain that follows a known block: an upstream that holds a block holds all before
-    /// it. Learns nothing and returns `None` when no upstream holds `parent`.
-    pub fn learn_after(&self, parent: u64, hashes: &[u64], end: Option<u64>, slot: Slot) -> Option<Receipt> {
-        self.writer().learn_after(&self.blocks, parent, hashes, end, slot)
+    /// As `learn`, given the stored blocks of a chain only.
+    pub fn learn_stored(&self, hashes: &[u64], end: Option<u64>, slot: Slot) -> Option<Receipt> {
+        self.writer().learn_stored(&self.blocks, None, hashes, end, slot)
     }
 
-    /// Returns the whole chain up to a block that the upstream holds.
+    /// As `learn_stored`, for blocks that follow a known one: an upstream that holds a block holds all before
+    /// it. Learns nothing and returns `None` when no upstream holds `parent`.
+    pub fn learn_after(&self, parent: u64, hashes: &[u64], end: Option<u64>, slot: Slot) -> Option<Receipt> {
+        self.writer().learn_stored(&self.blocks, Some(parent), hashes, end, slot)
+    }
+
+    /// Returns the stored blocks of the chain up to one that the upstream holds.
     pub fn chain_to(&self, hash: u64, slot: Slot) -> Option<Vec<u64>> {
         self.writer().chain_to(&self.blocks, hash, slot)
     }
@@ -163,25 +197,28 @@ impl Index {
         self.writer().take_back(&self.blocks, chain, slot, &receipt);
     }
 
-    /// Undoes `learn_after` of the same hashes, except for blocks that other requests have learned since and
-    /// for the blocks before them.
+    /// As `take_back`, for a `learn_stored` or `learn_after` of the same blocks.
     pub fn release(&self, hashes: &[u64], end: Option<u64>, slot: Slot) {
-        self.writer().release_tail(&self.blocks, hashes, end, slot);
+        self.writer().release_stored(&self.blocks, hashes, end, slot);
     }
 
     /// Looks up how many leading blocks of the chain each upstream holds.
     pub fn lookup(&self, chain: &[u64], out: &mut Hits) {
         let columns = &self.columns;
         let words = columns.words.load(Acquire);
-        out.begin(chain.len(), columns.slot_count.load(Acquire), self.blocks.conversations());
+        out.begin(chain.len(), columns.slot_count.load(Acquire));
         let mut leading = std::mem::take(&mut out.leading);
         leading.clear();
         leading.extend(columns.used[..words].iter().map(|word| word.load(Acquire)));
         let mut at = NO_ENTRY;
-        for &hash in chain {
+        for number in 1..=stored_count(chain.len()) {
+            let hash = chain[stored_depth(number) - 1];
             at = self.blocks.find_after(at, hash);
             if at == NO_ENTRY {
                 break;
+            }
+            if number == 1 {
+                out.set_conversations(self.blocks.conversations(at));
             }
             let branches = self.blocks.branches(at);
             let mut holding = 0;
@@ -202,7 +239,7 @@ impl Index {
             if holding == 0 {
                 break;
             }
-            out.add_block(branches, holding);
+            out.add_blocks(stored_depth(number), branches, holding);
         }
         if out.known() > 0 {
             for (word, leads) in leading.iter().enumerate() {
@@ -225,6 +262,12 @@ impl Index {
     /// Returns the number of blocks that this upstream is believed to hold.
     pub fn held(&self, slot: Slot) -> usize {
         self.writer().held(slot)
+    }
+
+    /// Returns the limit of all pairs.
+    #[cfg(test)]
+    pub fn limit_of_all(&self) -> usize {
+        self.writer().touched_and_limit().1
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {

@@ -7,7 +7,7 @@
 //! Two generations bound the memory: when the present one is full it becomes the past one, and the past one
 //! is dropped. Entries found in the past move to the present, so entries in use stay.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::prefix_index::Slot;
 
@@ -41,10 +41,12 @@ impl PromptTails {
         self.put((block, slot), longest);
     }
 
-    /// Forgets an upstream whose cache is empty or whose slot is reused.
-    pub fn forget(&mut self, slot: Slot) {
-        self.present.retain(|(_, held), _| *held != slot);
-        self.past.retain(|(_, held), _| *held != slot);
+    /// Forgets upstreams whose caches are empty or whose slots are reused.
+    pub fn forget(&mut self, slots: &HashSet<Slot>) {
+        if !slots.is_empty() {
+            self.present.retain(|(_, held), _| !slots.contains(held));
+            self.past.retain(|(_, held), _| !slots.contains(held));
+        }
     }
 
     fn put(&mut self, key: (u64, Slot), tokens: u64) {
@@ -70,7 +72,7 @@ mod tests {
         }
         assert_eq!((tails.find(7, one), tails.find(7, other), tails.find(8, one)), (900, 0, 0));
         tails.learn(7, other, 300);
-        tails.forget(one);
+        tails.forget(&HashSet::from([one]));
         assert_eq!((tails.find(7, one), tails.find(7, other)), (0, 300));
     }
 

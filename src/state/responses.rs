@@ -60,7 +60,7 @@ mod tests {
 
     #[test]
     fn finds_a_response_for_as_long_as_a_session() {
-        let config = PrefixIndex { blocks: 0, block_bytes: 100 };
+        let config = PrefixIndex { blocks: Some(0), block_bytes: 100 };
         let state = State::new(config, Duration::from_secs(60), 1, None, Observer::default());
         let wait_caught_up = Instant::now();
         let (mine, other) =

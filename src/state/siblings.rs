@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use super::State;
 use super::exchange::{self, Binding, OutboxEvent};
-use super::prefix_index::Receipt;
+use super::prefix_index::{ChainTail, Receipt};
 use super::responses::ResponseOrigin;
 use super::sessions::SessionBinding;
 use crate::pick;
@@ -26,13 +26,12 @@ impl State {
     /// Publishes the new part of a chain to siblings.
     pub(super) fn publish_chain(&self, chain: &[u64], receipt: &Receipt, id: usize) {
         let Some(outbox) = &self.outbox else { return };
-        let (parent, new) = receipt.new_part(chain);
-        if parent.is_none() && new.is_empty() {
+        let ChainTail { parent, depth, hashes, end } = receipt.new_part(chain);
+        if parent.is_none() && hashes.is_empty() {
             return;
         }
         if let Some(name) = self.places.load().name(id) {
-            let depth = if parent.is_some() { receipt.held() as u64 } else { 0 };
-            let event = OutboxEvent::chain(name, parent, depth, new, receipt.end());
+            let event = OutboxEvent::chain(name, parent, depth, &hashes, end);
             outbox.put(event.with_opening(chain.first().copied().unwrap_or(0)));
         }
     }
@@ -40,12 +39,12 @@ impl State {
     /// Publishes that the new part of a chain never reached the engine.
     pub(super) fn publish_take_back(&self, chain: &[u64], receipt: &Receipt, id: usize) {
         let Some(outbox) = &self.outbox else { return };
-        let (parent, new) = receipt.new_part(chain);
-        if new.is_empty() && receipt.end().is_none() {
+        let ChainTail { parent, hashes, end, .. } = receipt.new_part(chain);
+        if hashes.is_empty() && end.is_none() {
             return;
         }
         if let Some(name) = self.places.load().name(id) {
-            let event = OutboxEvent::take_back(name, parent, new, receipt.end());
+            let event = OutboxEvent::take_back(name, parent, &hashes, end);
             outbox.put(event.with_opening(chain.first().copied().unwrap_or(0)));
         }
     }
@@ -91,7 +90,7 @@ impl State {
         match chain.parent {
             Some(parent) => self.index.learn_after(parent, &chain.hashes, chain.end, slot).is_some(),
             None => {
-                self.index.learn(&chain.hashes, chain.end, slot);
+                self.index.learn_stored(&chain.hashes, chain.end, slot);
                 true
             }
         }
@@ -105,7 +104,7 @@ impl State {
         }
     }
 
-    /// Returns the whole chain up to a block that the upstream holds.
+    /// Returns the stored blocks of the chain up to one that the upstream holds.
     pub fn chain_to(&self, name: &str, hash: u64) -> Option<Vec<u64>> {
         let places = self.places.load();
         self.index.chain_to(hash, places.slot(places.id(name)?)?)
@@ -157,7 +156,7 @@ mod tests {
     fn pair() -> [(Arc<State>, Arc<Outbox>); 2] {
         [[0, 1], [5, 3]].map(|ids| {
             let outbox = Arc::<Outbox>::default();
-            let config = PrefixIndex { blocks: 1000, block_bytes: 100 };
+            let config = PrefixIndex { blocks: Some(1000), block_bytes: 100 };
             let state = State::new(config, HOUR, 7, Some(outbox.clone()), Observer::default());
             let names = ["a", "b"].into_iter().zip(ids);
             let present =

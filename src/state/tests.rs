@@ -2,13 +2,14 @@
 
 use super::*;
 use crate::observe::Observer;
+use crate::prompt::chain::thinning::expected_beyond;
 use crate::prompt::session::SessionOrigin;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Blocks of 100 bytes.
 fn state() -> Arc<State> {
-    State::new(PrefixIndex { blocks: 1000, block_bytes: 100 }, HOUR, 7, None, Observer::default())
+    State::new(PrefixIndex { blocks: Some(1000), block_bytes: 100 }, HOUR, 7, None, Observer::default())
 }
 
 fn learn(state: &State, lookup: &PromptLookup, id: usize) -> LearnedChain {
@@ -189,8 +190,13 @@ fn a_session_that_has_ended_has_no_penalty() {
 /// An engine that counts in its own way drew conversations away from the upstreams that held them.
 #[test]
 fn false_counts_move_no_session() {
-    let state =
-        State::new(PrefixIndex { blocks: 10_000, block_bytes: 100 }, HOUR, 7, None, Observer::default());
+    let state = State::new(
+        PrefixIndex { blocks: Some(10_000), block_bytes: 100 },
+        HOUR,
+        7,
+        None,
+        Observer::default(),
+    );
     let present = [0, 1, 2].map(|id| TrackedUpstream { cache_tokens: Some(20_000), ..present(id) });
     state.follow_fleet(&present);
     let chain = |key: u64, turn: u64| (0..20 * turn).map(|block| key << 32 | block).collect::<Vec<u64>>();
@@ -200,7 +206,9 @@ fn false_counts_move_no_session() {
             let prompt = PromptLookup { session, ..lookup(&chain(key, turn)) };
             let home = key as usize % 3;
             if turn > 1 {
-                let held = 20 * (turn - 1);
+                // Of a long prompt the index stores every eighth block.
+                let stored = last_stored(20 * (turn as usize - 1));
+                let held = (stored + expected_beyond(stored, prompt.chain.len() - stored)) as u64;
                 for (id, candidate) in candidates(&state, &prompt).iter().enumerate() {
                     let held = if id == home { held } else { 0 };
                     let expected = (held, prompt.seen / 4 - held * 25);
@@ -231,4 +239,54 @@ fn checks_a_count_against_the_bytes_of_its_prompt() {
         state.is_plausible_count(&ids, 5)
             && state.is_plausible_count(&PromptLookup { unseen: 1, ..lookup(&[1]) }, 5)
     );
+}
+
+#[test]
+fn derives_the_limit_of_the_index_from_the_caches_unless_it_is_set() {
+    let derived = |blocks: Option<usize>, cache_tokens: &[Option<u64>]| {
+        let config = PrefixIndex { blocks, block_bytes: 100 };
+        let state = State::new(config, HOUR, 7, None, Observer::default());
+        let all: Vec<TrackedUpstream<'_>> = (0..)
+            .zip(cache_tokens)
+            .map(|(id, tokens)| TrackedUpstream { cache_tokens: *tokens, ..present(id) })
+            .collect();
+        state.follow_fleet(&all);
+        state.index.limit_of_all()
+    };
+    assert_eq!(derived(None, &[]), DEFAULT_INDEX_BLOCKS);
+    assert_eq!(derived(None, &[None]), DEFAULT_INDEX_BLOCKS);
+    // A hundred million tokens are four million blocks.
+    assert_eq!(derived(None, &[Some(100_000_000), None]), 10_000_000);
+    assert_eq!(derived(None, &[Some(u64::MAX)]), MAX_INDEX_BLOCKS);
+    assert_eq!(derived(Some(70), &[Some(100_000_000)]), 70);
+}
+
+#[test]
+fn numbers_the_groups_of_a_bounded_number_of_models() {
+    let mut upstreams = IndexedUpstreams::default();
+    let names: Vec<String> = (0..300).map(|number| format!("model-{number}")).collect();
+    let groups: Vec<usize> = names.iter().map(|name| upstreams.group(Some(name))).collect();
+    assert_eq!((groups[0], groups[254], groups[255], upstreams.group(None)), (1, 255, 0, 0));
+    assert_eq!(upstreams.group(Some("model-3")), 4);
+    assert_eq!(upstreams.groups.len(), prefix_index::MAX_GROUP);
+}
+
+#[test]
+fn follows_a_fleet_of_which_most_is_replaced() {
+    let state = state();
+    let names: Vec<String> = (0..900).map(|id| format!("u{id}")).collect();
+    let fleet = |ids: std::ops::Range<usize>| -> Vec<TrackedUpstream<'_>> {
+        ids.map(|id| TrackedUpstream { name: &names[id], ..present(id) }).collect()
+    };
+    state.follow_fleet(&fleet(0..600));
+    let prompt = lookup(&[1, 2]);
+    for id in [5, 590] {
+        learn(&state, &prompt, id);
+    }
+    state.follow_fleet(&fleet(580..900));
+    let places = state.places.load();
+    assert_eq!((places.id("u5"), places.slot(5), places.id("u590")), (None, None, Some(590)));
+    assert_eq!((580..900).filter(|id| places.slot(*id).is_some()).count(), 320);
+    let held = |id: usize| state.index.held(places.slot(id).expect("the upstream has a slot"));
+    assert_eq!((held(590), held(580), held(899)), (2, 0, 0));
 }

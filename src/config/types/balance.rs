@@ -63,14 +63,15 @@ impl Preset {
 /// The size of the index of the prompts that were sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefixIndex {
-    /// The most blocks, counted once for each upstream that holds them; 0 turns the index off.
-    pub blocks: usize,
+    /// The most blocks, counted once for each upstream that holds them; 0 turns the index off. `None`: by the
+    /// caches of the engines.
+    pub blocks: Option<usize>,
     /// Bytes of decoded text in a block.
     pub block_bytes: usize,
 }
 
 impl Default for PrefixIndex {
     fn default() -> Self {
-        PrefixIndex { blocks: 4_000_000, block_bytes: 512 }
+        PrefixIndex { blocks: None, block_bytes: 512 }
     }
 }

@@ -1,5 +1,5 @@
 //! The blocks that some upstream is believed to hold: the holders of each, its parent, and the number of
-//! conversations through it.
+//! conversations through it. Of a long chain only some blocks are stored: see `thinning`.
 //!
 //! The fields are atomics: readers read them without a lock, and the one writer changes them under its lock
 //! (see `prefix_index`). The entry of a freed block is reused, so a reader checks the hash again after the
@@ -16,12 +16,17 @@
 //! When such a conversation continues, its next prompt adds a child where its opening added an ending. So a
 //! new child replaces an open ending. Thus a conversation counts once, however many turns it has, and a
 //! hundred short questions behind one long system prompt count a hundred times.
+//!
+//! A new branch counts at every block above it. One call does a bounded part of that: the rest waits in
+//! `BranchChanges`, and later calls complete it.
 
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
+use super::branch_changes::BranchChanges;
 use super::directory::{Directory, Links, NO_ENTRY, mix};
+use crate::prompt::chain::thinning::{stored_count, stored_depth, stored_weight};
 
 /// The number of columns in one word of holders. The first word is part of the block; further words are
 /// allocated when there are more upstreams.
@@ -36,6 +41,18 @@ const BLOCKS_PER_PART: usize = 1 << 13;
 /// The bit of `parent` that marks an ending.
 const ENDING_BIT: u32 = 1 << 31;
 
+/// The bits of `place` that hold the depth.
+const DEPTH_BITS: u32 = 24;
+
+/// The largest depth of a block.
+const MAX_DEPTH: usize = (1 << DEPTH_BITS) - 1;
+
+/// The default of `TableWriter::climb_blocks`: a prompt of 900 KB.
+const MAX_CLIMB_BLOCKS: usize = 256;
+
+/// The number of groups of upstreams whose conversations are counted apart.
+pub const MAX_GROUPS: usize = 1 << (u32::BITS - DEPTH_BITS);
+
 /// One block, or an ending.
 struct Block {
     hash: AtomicU64,
@@ -43,12 +60,24 @@ struct Block {
     next: AtomicU32,
     /// The parent, with `ENDING_BIT`; in a vacant entry, the next vacant one.
     parent: AtomicU32,
-    /// 0 in a vacant entry.
+    /// The depth in the prompt, and behind it the group of the chain's first upstream; 0 in a vacant entry.
+    /// An ending has the depth of its parent.
+    place: AtomicU32,
+    /// Wrapping: while changes wait, the number may be off by them.
     branches: AtomicU32,
     children: AtomicU32,
     endings: AtomicU32,
     /// The endings that no child has replaced.
     open: AtomicU32,
+}
+
+/// The place of a new block.
+#[derive(Clone, Copy, Debug)]
+pub enum BlockParent {
+    /// The block is the first of a chain that an upstream of this group was sent.
+    None { group: u8 },
+    /// The block follows this one.
+    Block(u32),
 }
 
 /// Parts of an array that are allocated at their first use.
@@ -60,24 +89,39 @@ pub struct BlockTable {
     /// The words of holders after the first.
     more: Box<[OnceLock<LazyParts<AtomicU64>>]>,
     directory: Directory,
-    /// The sum of the branches of all first blocks.
-    conversations: AtomicU32,
+    /// The sum of the branches of all first blocks of each group.
+    conversations: Box<[AtomicU32]>,
+    /// The number of endings, and of the blocks that the stored blocks stand for.
+    size: AtomicUsize,
     seed: u64,
+    /// The number of accesses to blocks.
+    #[cfg(test)]
+    pub touched: AtomicUsize,
 }
 
-/// The vacant entries, owned by the writer.
+/// What the writer of the table owns beside it.
 #[derive(Debug)]
-pub struct Vacant {
+pub struct TableWriter {
     /// The first entry that was never used.
     fresh: u32,
     /// The first freed entry.
     freed: u32,
+    /// The changes of branches that are not complete.
+    changes: BranchChanges,
+    /// The largest number of blocks whose branches one new or removed branch changes at once.
+    climb_blocks: usize,
 }
 
-impl Default for Vacant {
+impl Default for TableWriter {
     fn default() -> Self {
-        Vacant { fresh: 0, freed: NO_ENTRY }
+        let changes = BranchChanges::default();
+        TableWriter { fresh: 0, freed: NO_ENTRY, changes, climb_blocks: MAX_CLIMB_BLOCKS }
     }
+}
+
+/// Returns the depth of a block behind another one.
+fn depth_behind(parent: usize) -> usize {
+    stored_depth(stored_count(parent) + 1)
 }
 
 fn parts<T>(count: usize) -> LazyParts<T> {
@@ -93,14 +137,17 @@ impl BlockTable {
             parts: parts(max_blocks.div_ceil(BLOCKS_PER_PART).max(1)),
             more: parts(MAX_HOLDER_WORDS - 1),
             directory: Directory::new(max_blocks),
-            conversations: AtomicU32::new(0),
+            conversations: (0..MAX_GROUPS).map(|_| AtomicU32::new(0)).collect(),
+            size: AtomicUsize::new(0),
             seed,
+            #[cfg(test)]
+            touched: AtomicUsize::new(0),
         }
     }
 
-    /// Returns the number of blocks and endings.
+    /// Returns the number of endings, and of the blocks that the stored blocks stand for.
     pub fn len(&self) -> usize {
-        self.directory.len()
+        self.size.load(Relaxed)
     }
 
     /// Returns the memory in bytes.
@@ -109,7 +156,7 @@ impl BlockTable {
         let blocks = made(self.parts.iter().filter(|part| part.get().is_some()).count(), size_of::<Block>());
         let words = self.more.iter().filter_map(OnceLock::get).flat_map(|word| word.iter());
         let words = made(words.filter(|part| part.get().is_some()).count(), size_of::<AtomicU64>());
-        blocks + words + self.directory.bytes()
+        blocks + words + self.directory.bytes() + size_of_val(&*self.conversations)
     }
 
     /// Finds the block; `NO_ENTRY` when no upstream holds it.
@@ -126,9 +173,9 @@ impl BlockTable {
     pub fn find_after(&self, before: u32, hash: u64) -> u32 {
         let next = before.wrapping_add(1);
         let part = self.parts.get(next as usize / BLOCKS_PER_PART).and_then(OnceLock::get);
-        // A vacant entry keeps its old hash, but has no branches.
+        // A vacant entry keeps its old hash, but has no place.
         match part.map(|part| &part[next as usize % BLOCKS_PER_PART]) {
-            Some(block) if block.hash.load(Acquire) == hash && block.branches.load(Acquire) != 0 => next,
+            Some(block) if block.hash.load(Acquire) == hash && block.place.load(Acquire) != 0 => next,
             _ => self.find(hash),
         }
     }
@@ -145,14 +192,28 @@ impl BlockTable {
         }
     }
 
-    /// Returns the number of all conversations.
-    pub fn conversations(&self) -> u32 {
-        self.conversations.load(Relaxed)
+    /// Returns the number of conversations in the group of a block's chain.
+    pub fn conversations(&self, at: u32) -> u32 {
+        self.conversations_of(self.at(at).place.load(Relaxed)).load(Relaxed)
     }
 
     /// Returns the number of conversations through a block.
     pub fn branches(&self, at: u32) -> u32 {
-        self.at(at).branches.load(Relaxed)
+        self.at(at).branches.load(Relaxed).cast_signed().max(1).cast_unsigned()
+    }
+
+    /// Returns the number of blocks in the prompt up to and including this one.
+    pub fn depth(&self, at: u32) -> usize {
+        (self.at(at).place.load(Relaxed) as usize) & MAX_DEPTH
+    }
+
+    /// Returns the number of blocks that the entry stands for; an ending counts as one.
+    pub fn weight(&self, at: u32) -> usize {
+        if self.is_ending(at) { 1 } else { stored_weight(self.depth(at)) }
+    }
+
+    fn conversations_of(&self, place: u32) -> &AtomicU32 {
+        &self.conversations[(place >> DEPTH_BITS) as usize]
     }
 
     /// Whether the entry still has this hash.
@@ -161,6 +222,8 @@ impl BlockTable {
     }
 
     fn at(&self, at: u32) -> &Block {
+        #[cfg(test)]
+        self.touched.fetch_add(1, Relaxed);
         let part = &self.parts[at as usize / BLOCKS_PER_PART];
         &part.get_or_init(|| (0..BLOCKS_PER_PART).map(|_| Block::vacant()).collect())
             [at as usize % BLOCKS_PER_PART]
@@ -174,18 +237,28 @@ impl BlockTable {
 // === impl BlockTable: for the writer ===
 
 impl BlockTable {
-    /// Adds a block behind its parent; `None` when there is no room.
-    pub fn add(&self, vacant: &mut Vacant, hash: u64, parent: u32, ending: bool) -> Option<u32> {
-        let at = self.take(vacant)?;
+    /// Adds a block behind its parent, or the first one of a chain of a group; `None` when there is no room.
+    pub fn add(&self, writer: &mut TableWriter, hash: u64, parent: BlockParent, ending: bool) -> Option<u32> {
+        let (above, place) = match parent {
+            BlockParent::None { group } => (NO_ENTRY, u32::from(group) << DEPTH_BITS | 1),
+            BlockParent::Block(above) => {
+                let (depth, place) = (self.depth(above), self.at(above).place.load(Relaxed));
+                let own = if ending { depth } else { depth_behind(depth) };
+                (above, place - depth as u32 + own as u32)
+            }
+        };
+        let at = self.take(writer).filter(|_| (place as usize & MAX_DEPTH) < MAX_DEPTH)?;
         let block = self.at(at);
         block.hash.store(hash, Relaxed);
-        block.parent.store(if ending { parent | ENDING_BIT } else { parent }, Relaxed);
-        block.branches.store(1, Release);
+        block.parent.store(if ending { above | ENDING_BIT } else { above }, Relaxed);
+        block.branches.store(1, Relaxed);
+        block.place.store(place, Release);
         self.directory.add(self, self.mixed(hash), at);
-        if parent == NO_ENTRY {
-            self.conversations.fetch_add(1, Relaxed);
+        self.size.fetch_add(self.weight(at), Relaxed);
+        if above == NO_ENTRY {
+            self.conversations_of(place).fetch_add(1, Relaxed);
         } else {
-            self.add_below(parent, ending);
+            self.add_below(writer, above, ending);
         }
         Some(at)
     }
@@ -202,26 +275,17 @@ impl BlockTable {
         parent != NO_ENTRY && parent & ENDING_BIT != 0
     }
 
-    /// Returns the block that an entry follows.
-    pub fn parent(&self, at: u32) -> Option<u32> {
-        match self.at(at).parent.load(Relaxed) {
-            NO_ENTRY => None,
-            parent => Some(parent & !ENDING_BIT),
-        }
-    }
-
     /// Returns the hash of a block.
     pub fn block_hash(&self, at: u32) -> u64 {
         self.at(at).hash.load(Relaxed)
     }
 
-    /// Appends the entries from a block up to the first of its chain. A block stays while another follows
-    /// it, so none is missing.
-    pub fn above(&self, at: u32, path: &mut Vec<u32>) {
-        let mut at = at;
-        while at != NO_ENTRY {
-            path.push(at);
-            at = self.at(at).parent.load(Relaxed);
+    /// Returns the block before this one; a block stays while another follows it. `NO_ENTRY`: it is the
+    /// first of its chain.
+    pub fn parent(&self, at: u32) -> u32 {
+        match self.at(at).parent.load(Relaxed) {
+            NO_ENTRY => NO_ENTRY,
+            parent => parent & !ENDING_BIT,
         }
     }
 
@@ -236,23 +300,23 @@ impl BlockTable {
     }
 
     /// Removes a holder. A block without holders is freed, unless another block follows it.
-    pub fn release(&self, vacant: &mut Vacant, at: u32, column: usize) {
+    pub fn release(&self, writer: &mut TableWriter, at: u32, column: usize) {
         self.word(at, column / WORD_BITS).fetch_and(!(1 << (column % WORD_BITS)), Release);
         let mut at = at;
         while at != NO_ENTRY && self.is_unused(at) {
-            let (block, ending) = (self.at(at), self.is_ending(at));
-            let parent = match block.parent.load(Relaxed) {
-                NO_ENTRY => NO_ENTRY,
-                parent => parent & !ENDING_BIT,
-            };
+            let (block, ending, parent) = (self.at(at), self.is_ending(at), self.parent(at));
+            let place = block.place.load(Relaxed);
             self.directory.remove(self, self.hash(at), at);
-            block.branches.store(0, Release);
-            block.parent.store(vacant.freed, Relaxed);
-            vacant.freed = at;
+            self.size.fetch_sub(self.weight(at), Relaxed);
+            block.place.store(0, Release);
+            block.parent.store(writer.freed, Relaxed);
+            writer.freed = at;
+            let waiting = writer.changes.take(at);
             if parent == NO_ENTRY {
-                self.conversations.fetch_sub(1, Relaxed);
+                self.conversations_of(place).fetch_sub(1, Relaxed);
             } else {
-                self.remove_below(parent, ending);
+                writer.changes.put(parent, waiting);
+                self.remove_below(writer, parent, ending);
             }
             at = parent;
         }
@@ -267,7 +331,7 @@ impl BlockTable {
     }
 
     /// Counts a new entry behind `parent`. The first one changes no count: the conversation continues.
-    fn add_below(&self, parent: u32, ending: bool) {
+    fn add_below(&self, writer: &mut TableWriter, parent: u32, ending: bool) {
         let block = self.at(parent);
         let (children, open) = (block.children.load(Relaxed), block.open.load(Relaxed));
         if ending {
@@ -282,13 +346,13 @@ impl BlockTable {
         if !ending && open > 0 {
             block.open.store(open - 1, Relaxed);
         } else {
-            self.conversations.fetch_add(1, Relaxed);
-            self.climb(parent, |branches| branches + 1);
+            self.conversations_of(block.place.load(Relaxed)).fetch_add(1, Relaxed);
+            self.climb(writer, parent, 1, writer.climb_blocks);
         }
     }
 
     /// Counts the removal of an entry behind `parent` that had no followers.
-    fn remove_below(&self, parent: u32, ending: bool) {
+    fn remove_below(&self, writer: &mut TableWriter, parent: u32, ending: bool) {
         let block = self.at(parent);
         let (endings, open) = (block.endings.load(Relaxed), block.open.load(Relaxed));
         // Which ending a child replaced is unknown: the first removed one counts as replaced.
@@ -308,31 +372,50 @@ impl BlockTable {
             }
         }
         if block.children.load(Relaxed) + block.open.load(Relaxed) > 0 {
-            self.conversations.fetch_sub(1, Relaxed);
-            self.climb(parent, |branches| branches - 1);
+            self.conversations_of(block.place.load(Relaxed)).fetch_sub(1, Relaxed);
+            self.climb(writer, parent, -1, writer.climb_blocks);
         }
     }
 
-    /// Changes the branches of a block and of all blocks above it. The cost is the length of the path, as for
-    /// `learn`, once for each branch.
-    fn climb(&self, at: u32, change: impl Fn(u32) -> u32) {
-        let mut at = at;
+    /// Completes waiting changes of branches, of at most `max_blocks` blocks.
+    pub fn settle(&self, writer: &mut TableWriter, max_blocks: usize) {
+        let mut left = max_blocks;
+        while left > 0 {
+            let Some((at, change)) = writer.changes.pop() else { return };
+            left = self.climb(writer, at, change, left);
+        }
+    }
+
+    /// Changes the branches of a block and of the blocks above it, at most `max_blocks`; the rest waits.
+    /// Takes waiting changes along. Returns how many more blocks could have been changed.
+    fn climb(&self, writer: &mut TableWriter, at: u32, change: i32, max_blocks: usize) -> usize {
+        let (mut at, mut change, mut left) = (at, change, max_blocks);
         while at != NO_ENTRY {
+            change += writer.changes.take(at);
+            if change == 0 {
+                break;
+            }
+            if left == 0 {
+                writer.changes.put(at, change);
+                break;
+            }
             let block = self.at(at);
-            block.branches.store(change(block.branches.load(Relaxed)), Relaxed);
+            block.branches.store(block.branches.load(Relaxed).wrapping_add_signed(change), Relaxed);
             at = block.parent.load(Relaxed);
+            left -= 1;
         }
+        left
     }
 
-    fn take(&self, vacant: &mut Vacant) -> Option<u32> {
-        if vacant.freed != NO_ENTRY {
-            let at = vacant.freed;
-            vacant.freed = self.at(at).parent.load(Relaxed);
+    fn take(&self, writer: &mut TableWriter) -> Option<u32> {
+        if writer.freed != NO_ENTRY {
+            let at = writer.freed;
+            writer.freed = self.at(at).parent.load(Relaxed);
             return Some(at);
         }
-        let at = vacant.fresh;
+        let at = writer.fresh;
         ((at as usize) < self.parts.len() * BLOCKS_PER_PART).then(|| {
-            vacant.fresh += 1;
+            writer.fresh += 1;
             at
         })
     }
@@ -366,13 +449,14 @@ impl Links for BlockTable {
 
 impl Block {
     fn vacant() -> Self {
-        let [next, parent, branches, children, endings, open] =
-            [NO_ENTRY, NO_ENTRY, 0, 0, 0, 0].map(AtomicU32::new);
+        let [next, parent, place, branches, children, endings, open] =
+            [NO_ENTRY, NO_ENTRY, 0, 0, 0, 0, 0].map(AtomicU32::new);
         Block {
             hash: AtomicU64::new(0),
             holders: AtomicU64::new(0),
             next,
             parent,
+            place,
             branches,
             children,
             endings,
@@ -382,76 +466,4 @@ impl Block {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Computes the branches by the formula of the module's header.
-    fn expected_branches(blocks: &BlockTable, at: u32, alive: &[u32]) -> u32 {
-        let children = alive.iter().filter(|child| blocks.at(**child).parent.load(Relaxed) == at);
-        let below: u32 = children.map(|child| expected_branches(blocks, *child, alive)).sum();
-        (blocks.at(at).open.load(Relaxed) + below).max(1)
-    }
-
-    proptest! {
-        #[test]
-        fn counts_branches_by_the_formula(
-            steps in prop::collection::vec((any::<prop::sample::Index>(), 0u8..8), 0..60),
-        ) {
-            let (blocks, mut vacant) = (BlockTable::new(1000, 1), Vacant::default());
-            let mut alive: Vec<u32> = Vec::new();
-            for (number, (which, what)) in (1u64..).zip(steps) {
-                let any = alive.get(which.index(alive.len().max(1))).copied();
-                let parent = any.filter(|at| !blocks.is_ending(*at));
-                let leaf = any.filter(|at| {
-                    let block = blocks.at(*at);
-                    block.children.load(Relaxed) + block.endings.load(Relaxed) == 0
-                });
-                match (what, parent, leaf) {
-                    (0..3, _, Some(leaf)) => {
-                        // The parents are held, so they stay.
-                        blocks.release(&mut vacant, leaf, 3);
-                        alive.retain(|at| *at != leaf);
-                    }
-                    (3..5, Some(parent), _) => alive.extend(blocks.add(&mut vacant, number, parent, true)),
-                    _ => alive.extend(blocks.add(&mut vacant, number, parent.unwrap_or(NO_ENTRY), false)),
-                }
-                alive.iter().for_each(|at| blocks.hold(*at, 3));
-                for &at in alive.iter().filter(|at| !blocks.is_ending(**at)) {
-                    let full: Vec<u32> =
-                        alive.iter().copied().filter(|at| !blocks.is_ending(*at)).collect();
-                    prop_assert_eq!(blocks.branches(at), expected_branches(&blocks, at, &full));
-                }
-            }
-            prop_assert_eq!(blocks.len(), alive.len());
-            let first = alive.iter().filter(|at| blocks.at(**at).parent.load(Relaxed) == NO_ENTRY);
-            prop_assert_eq!(blocks.conversations(), first.map(|at| blocks.branches(*at)).sum::<u32>());
-        }
-    }
-
-    #[test]
-    fn frees_a_block_with_its_last_holder_in_any_word() {
-        let (blocks, mut vacant) = (BlockTable::new(10, 1), Vacant::default());
-        let at = blocks.add(&mut vacant, 9, NO_ENTRY, false).expect("there is room");
-        blocks.hold(at, 5);
-        blocks.hold(at, 64 * 3 + 1);
-        blocks.release(&mut vacant, at, 5);
-        assert_eq!(blocks.find(9), at);
-        assert!(blocks.is_held_by(at, 193) && !blocks.is_held_by(at, 5) && !blocks.is_held_by(at, 65));
-        blocks.release(&mut vacant, at, 193);
-        assert_eq!((blocks.find(9), blocks.len()), (NO_ENTRY, 0));
-    }
-
-    #[test]
-    fn keeps_a_parent_without_holders_while_a_block_follows_it() {
-        let (blocks, mut vacant) = (BlockTable::new(10, 1), Vacant::default());
-        let parent = blocks.add(&mut vacant, 1, NO_ENTRY, false).expect("there is room");
-        let child = blocks.add(&mut vacant, 2, parent, false).expect("there is room");
-        blocks.hold(parent, 0);
-        blocks.hold(child, 0);
-        blocks.release(&mut vacant, parent, 0);
-        assert_eq!(blocks.len(), 2);
-        blocks.release(&mut vacant, child, 0);
-        assert_eq!(blocks.len(), 0);
-    }
-}
+mod tests;

@@ -113,6 +113,7 @@ impl Directory {
     }
 
     /// Returns the number of entries.
+    #[cfg(test)]
     pub fn len(&self) -> usize {
         self.entries.load(Relaxed) as usize
     }

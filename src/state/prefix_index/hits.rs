@@ -33,11 +33,18 @@
 //! The second estimate errs when few conversations are known: a single client that edits a prompt adds a
 //! branch each time, and all branches share the part before the edit. Therefore `doubt`, which every further
 //! conversation halves. Some doubt always remains, so that a warm upstream is preferred while all are idle.
-//! With several models in one index the other models' conversations make the share too small, and the first
-//! estimate decides.
+//! Conversations are counted for each group of upstreams, one for each model: another model's conversations
+//! would make the share too small.
+//!
+//! # Blocks between stored ones
+//!
+//! The index stores one of eight blocks of a long chain. The blocks between two stored ones have the holders
+//! and branches of the second. An upstream that holds the first and not the second, or the last one of the
+//! prompt, is believed to hold some blocks more: see `thinning::expected_beyond`.
 
 use super::Slot;
 use crate::pick::Candidate;
+use crate::prompt::chain::thinning::expected_beyond;
 
 /// The result of a lookup; reused for every request, so that a lookup allocates nothing.
 #[derive(Clone, Debug, Default)]
@@ -49,7 +56,7 @@ pub struct Hits {
     /// The held blocks by slot.
     held: Vec<HeldBlocks>,
     runs: Vec<BlockRun>,
-    /// The number of conversations in the whole index.
+    /// The number of conversations in the group of the chain.
     conversations: u32,
     /// The cost of all blocks for an upstream that holds none.
     whole: f64,
@@ -80,9 +87,12 @@ pub struct PromptTerms {
 /// The leading blocks that an upstream holds.
 #[derive(Clone, Copy, Debug, Default)]
 struct HeldBlocks {
+    /// Up to the last stored one.
     blocks: u32,
     /// The run of the last one.
     run: u32,
+    /// The blocks behind it that the upstream is believed to hold.
+    beyond: u32,
 }
 
 /// Adjacent blocks with equal branches and holders.
@@ -110,7 +120,7 @@ impl Hits {
 
     /// Returns the number of leading blocks that this upstream is believed to hold.
     pub fn held(&self, slot: Slot) -> usize {
-        self.held.get(slot.number()).map_or(0, |held| held.blocks as usize)
+        self.held.get(slot.number()).map_or(0, |held| (held.blocks + held.beyond) as usize)
     }
 
     /// Returns the number of conversations through a block of the chain; 0 when no upstream holds the block.
@@ -146,8 +156,9 @@ impl Hits {
     /// Returns the cost of the blocks that this upstream lacks, after `charge`.
     pub fn missing(&self, slot: Slot) -> f64 {
         let held = self.held.get(slot.number()).copied().unwrap_or_default();
-        let paid = self.runs.get(held.run as usize).map_or(0.0, |run| run.until(held.blocks));
-        self.whole - paid
+        // The blocks beyond are shared as the last one is: a guess must not draw more than what is known.
+        let paid = |run: &BlockRun| run.until(held.blocks) + f64::from(held.beyond) * run.each;
+        self.whole - self.runs.get(held.run as usize).map_or(0.0, paid)
     }
 
     /// Returns the cost of `blocks` leading blocks together, held or not.
@@ -191,26 +202,33 @@ impl Hits {
     }
 
     /// Starts the result of another lookup.
-    pub(super) fn begin(&mut self, length: usize, slots: usize, conversations: u32) {
-        self.conversations = conversations;
+    pub(super) fn begin(&mut self, length: usize, slots: usize) {
+        self.conversations = 0;
         (self.length, self.known, self.whole) = (length, 0, length as f64);
         self.runs.clear();
         self.held.clear();
         self.held.resize(slots, HeldBlocks::default());
     }
 
-    /// Adds the next block, with its branches and its number of holders.
-    pub(super) fn add_block(&mut self, branches: u32, holders: u32) {
+    /// Sets the number of conversations in the group of the chain.
+    pub(super) fn set_conversations(&mut self, conversations: u32) {
+        self.conversations = conversations;
+    }
+
+    /// Adds the blocks up to the next stored one, with its branches and its number of holders.
+    pub(super) fn add_blocks(&mut self, depth: usize, branches: u32, holders: u32) {
         if self.runs.last().is_none_or(|run| (run.branches, run.holders) != (branches, holders)) {
             let from = self.known as u32;
             self.runs.push(BlockRun { from, branches, holders, each: 1.0, before: f64::from(from) });
         }
-        self.known += 1;
+        self.known = depth;
     }
 
-    /// Records that this upstream holds the blocks so far, and no more.
+    /// Records that this upstream holds the stored blocks so far, and no more.
     pub(super) fn end_hit(&mut self, slot: usize) {
-        let held = HeldBlocks { blocks: self.known as u32, run: (self.runs.len() as u32).saturating_sub(1) };
+        let beyond = expected_beyond(self.known, self.length - self.known) as u32;
+        let run = (self.runs.len() as u32).saturating_sub(1);
+        let held = HeldBlocks { blocks: self.known as u32, run, beyond };
         if let Some(place) = self.held.get_mut(slot) {
             *place = held;
         }

@@ -1,7 +1,14 @@
-//! The pairs of block and upstream, in the order of eviction of each upstream.
+//! The pairs of block and upstream, and the order in which each upstream's pairs are evicted.
 //!
-//! A column is one upstream's bit among the holders of every block. Its pairs form a list from the least to
-//! the most recent. Owned by the writer, under its lock.
+//! A column is one upstream's bit among the holders of every block. A column that holds a block holds its
+//! parent too. So only leaves can be evicted: pairs without a child in the column. A list orders them from
+//! the least to the most recent. When the last child of a pair is removed, the pair becomes a leaf and takes
+//! the child's place in the list, unless it was learned itself later: then it is in the list already.
+//!
+//! Thus learning a longer prompt touches its new pairs and the one before them, and the order of eviction is
+//! the same as if every pair of the prompt had become the most recent one, the first last.
+//!
+//! Owned by the writer, under its lock.
 
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,17 +27,24 @@ pub fn is_after(one: Tick, other: Tick) -> bool {
     one.wrapping_sub(other).cast_signed() > 0
 }
 
+/// The value of `older` in a pair that is not in the list.
+const NOT_LISTED: u32 = NO_ENTRY - 1;
+
 /// One pair of block and column.
 struct Holding {
     block: u32,
     column: u16,
-    /// How often the pair was learned and not undone.
+    /// How often a prompt that ends here was learned and not undone. A removed child adds its own.
     claims: u16,
-    /// When the pair was last learned.
+    /// When the pair got its place in the list.
     tick: Tick,
     older: u32,
     newer: u32,
     next: AtomicU32,
+    /// The pair of the block's parent; `NO_ENTRY`: the block is the first of its chain.
+    parent: u32,
+    /// The number of pairs of the column whose parent is this one.
+    children: u32,
 }
 
 /// The pairs of one column.
@@ -38,12 +52,21 @@ struct Holding {
 pub struct Column {
     oldest: u32,
     newest: u32,
-    /// The number of pairs without endings, which take no room in an engine's cache.
+    /// The number of blocks that the pairs stand for; endings take no room in an engine's cache.
     pub blocks: usize,
     /// The largest number of blocks.
     pub limit: usize,
     /// The tick of the latest evicted pair.
     pub evicted: Tick,
+}
+
+/// The blocks that a pair stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairWeight {
+    /// Towards the limit of all pairs.
+    pub all: usize,
+    /// Towards the capacity of the upstream's cache: 0 for an ending.
+    pub cached: usize,
 }
 
 /// All pairs of all columns.
@@ -53,13 +76,20 @@ pub struct Holdings {
     fresh: u32,
     directory: Directory,
     columns: Vec<Column>,
+    /// The sum of the weights of all pairs.
+    weight: usize,
     /// The pair that was found last. Pairs that were added together are adjacent, so the next one is likely
     /// the next entry.
     last: u32,
 }
 
 /// The arena of pairs, in parts, so that growing never copies.
-struct HoldingTable(Vec<Box<[Holding]>>);
+struct HoldingTable {
+    parts: Vec<Box<[Holding]>>,
+    /// The number of accesses to pairs.
+    #[cfg(test)]
+    touched: std::cell::Cell<usize>,
+}
 
 // === impl Holdings ===
 
@@ -67,23 +97,28 @@ impl Holdings {
     /// Builds an arena for about `max_pairs`.
     pub fn new(max_pairs: usize) -> Self {
         Holdings {
-            pairs: HoldingTable(Vec::new()),
+            pairs: HoldingTable {
+                parts: Vec::new(),
+                #[cfg(test)]
+                touched: std::cell::Cell::new(0),
+            },
             freed: NO_ENTRY,
             fresh: 0,
             directory: Directory::new(max_pairs),
             columns: Vec::new(),
+            weight: 0,
             last: NO_ENTRY,
         }
     }
 
-    /// Returns the number of all pairs, including endings.
-    pub fn len(&self) -> usize {
-        self.directory.len()
+    /// Returns the number of blocks and endings that all pairs stand for.
+    pub fn weight(&self) -> usize {
+        self.weight
     }
 
     /// Returns the memory in bytes.
     pub fn bytes(&self) -> usize {
-        self.pairs.0.len() * HOLDINGS_PER_PART * size_of::<Holding>() + self.directory.bytes()
+        self.pairs.parts.len() * HOLDINGS_PER_PART * size_of::<Holding>() + self.directory.bytes()
     }
 
     /// Starts an empty column at this tick.
@@ -100,72 +135,110 @@ impl Holdings {
         &mut self.columns[column]
     }
 
-    /// Returns the least recent pair of a column, and its tick.
-    pub fn oldest(&self, column: usize) -> Option<(u32, Tick)> {
-        let at = self.columns[column].oldest;
-        (at != NO_ENTRY).then(|| (self.pairs.at(at).block, self.pairs.at(at).tick))
+    /// Returns the least recent leaf of a column, and its tick.
+    pub fn oldest(&mut self, column: usize) -> Option<(u32, Tick)> {
+        loop {
+            let at = self.columns[column].oldest;
+            if at == NO_ENTRY {
+                return None;
+            }
+            let pair = self.pairs.at(at);
+            if pair.children == 0 {
+                return Some((at, pair.tick));
+            }
+            // The pair was learned itself before its children were: their places count.
+            self.unlink(at);
+        }
     }
 
-    /// Returns the blocks of a column, the least recent first.
-    pub fn in_order(&self, column: usize) -> impl Iterator<Item = u32> {
-        let present = |at: u32| (at != NO_ENTRY).then_some(at);
-        let pairs = std::iter::successors(present(self.columns[column].oldest), move |at| {
-            present(self.pairs.at(*at).newer)
-        });
-        pairs.map(|at| self.pairs.at(at).block)
+    /// Returns the blocks of the leaves of a column, the least recent first.
+    pub fn leaves(&self, column: usize) -> impl Iterator<Item = u32> {
+        let present = |at: u32| (at != NO_ENTRY).then(|| self.pairs.at(at));
+        let listed =
+            std::iter::successors(present(self.columns[column].oldest), move |pair| present(pair.newer));
+        listed.filter(|pair| pair.children == 0).map(|pair| pair.block)
     }
 
-    /// Adds a pair as the most recent one of its column.
-    pub fn add(&mut self, block: u32, column: usize, ending: bool, tick: Tick) {
+    /// Adds a pair behind the pair of its parent. The caller adds a child or claims the pair, which puts it
+    /// into the list.
+    pub fn add(&mut self, block: u32, column: usize, parent: u32, weight: PairWeight) -> u32 {
         let at = self.take();
         let pair = self.pairs.at_mut(at);
-        (pair.block, pair.column, pair.claims, pair.tick) = (block, column as u16, 1, tick);
+        (pair.block, pair.column, pair.claims, pair.tick) = (block, column as u16, 0, 0);
+        (pair.parent, pair.children) = (parent, 0);
+        (pair.older, pair.newer) = (NOT_LISTED, NO_ENTRY);
         self.directory.add(&self.pairs, pair_key(block, column as u16), at);
-        self.link_newest(at, column);
-        self.columns[column].blocks += usize::from(!ending);
+        if parent != NO_ENTRY {
+            // The child will be more recent.
+            self.unlink(parent);
+            self.pairs.at_mut(parent).children += 1;
+        }
+        self.weight += weight.all;
+        self.columns[column].blocks += weight.cached;
+        at
     }
 
-    /// Makes a pair the most recent one, with one more claim.
-    pub fn touch(&mut self, block: u32, column: usize, tick: Tick) {
-        let at = self.find(block, column);
-        if at == NO_ENTRY {
-            return;
-        }
+    /// Adds a claim of a pair and makes it the most recent one.
+    pub fn claim(&mut self, at: u32, tick: Tick) {
+        self.unlink(at);
         let pair = self.pairs.at_mut(at);
         pair.tick = tick;
         pair.claims = pair.claims.saturating_add(1);
-        self.unlink(at, column);
-        self.link_newest(at, column);
+        let column = usize::from(pair.column);
+        let newest = self.columns[column].newest;
+        self.link(at, newest);
     }
 
-    /// Removes one claim. Returns `true` when it was the last. A saturated count stays.
-    pub fn unclaim(&mut self, block: u32, column: usize) -> bool {
-        let at = self.find(block, column);
-        if at == NO_ENTRY {
-            return false;
-        }
+    /// Removes one claim. A saturated count stays.
+    pub fn unclaim(&mut self, at: u32) {
         let pair = self.pairs.at_mut(at);
         if pair.claims < u16::MAX {
             pair.claims = pair.claims.saturating_sub(1);
         }
-        pair.claims == 0
     }
 
-    /// Removes a pair.
-    pub fn remove(&mut self, block: u32, column: usize, ending: bool) {
-        let at = self.find(block, column);
-        if at == NO_ENTRY {
-            return;
+    /// Whether no prompt needs the pair: it has neither claims nor children.
+    pub fn is_unclaimed(&self, at: u32) -> bool {
+        let pair = self.pairs.at(at);
+        pair.claims == 0 && pair.children == 0
+    }
+
+    /// Returns the block of a pair.
+    pub fn block(&self, at: u32) -> u32 {
+        self.pairs.at(at).block
+    }
+
+    /// Removes a leaf, and returns the pair of its parent; `NO_ENTRY`: none. The parent takes over its
+    /// claims, and its place in the list if that is more recent than its own.
+    pub fn remove(&mut self, at: u32, weight: PairWeight) -> u32 {
+        let pair = self.pairs.at(at);
+        let (block, column, claims, tick) = (pair.block, pair.column, pair.claims, pair.tick);
+        let (parent, older) = (pair.parent, pair.older);
+        self.unlink(at);
+        if parent != NO_ENTRY {
+            let above = self.pairs.at_mut(parent);
+            above.children -= 1;
+            above.claims = above.claims.saturating_add(claims);
+            let later = above.older == NOT_LISTED || is_after(tick, above.tick);
+            if later && older != NOT_LISTED {
+                // The parent may stand right before the child.
+                let behind = if older == parent { self.pairs.at(parent).older } else { older };
+                self.unlink(parent);
+                self.pairs.at_mut(parent).tick = tick;
+                self.link(parent, behind);
+            }
         }
-        self.unlink(at, column);
-        self.directory.remove(&self.pairs, pair_key(block, column as u16), at);
+        self.directory.remove(&self.pairs, pair_key(block, column), at);
         let pair = self.pairs.at_mut(at);
         (pair.block, pair.newer) = (NO_ENTRY, self.freed);
         self.freed = at;
-        self.columns[column].blocks -= usize::from(!ending);
+        self.weight -= weight.all;
+        self.columns[usize::from(column)].blocks -= weight.cached;
+        parent
     }
 
-    fn find(&mut self, block: u32, column: usize) -> u32 {
+    /// Finds a pair; `NO_ENTRY`: the column does not hold the block.
+    pub fn find(&mut self, block: u32, column: usize) -> u32 {
         let column = column as u16;
         let is = |at: u32| self.pairs.at(at).block == block && self.pairs.at(at).column == column;
         let next = self.last.wrapping_add(1);
@@ -176,6 +249,12 @@ impl Holdings {
         self.last
     }
 
+    /// Returns the number of accesses to pairs.
+    #[cfg(test)]
+    pub fn touched(&self) -> usize {
+        self.pairs.touched.get()
+    }
+
     fn take(&mut self) -> u32 {
         if self.freed != NO_ENTRY {
             let at = self.freed;
@@ -183,15 +262,21 @@ impl Holdings {
             return at;
         }
         let at = self.fresh;
-        if at as usize == self.pairs.0.len() * HOLDINGS_PER_PART {
-            self.pairs.0.push((0..HOLDINGS_PER_PART).map(|_| Holding::vacant()).collect());
+        if at as usize == self.pairs.parts.len() * HOLDINGS_PER_PART {
+            self.pairs.parts.push((0..HOLDINGS_PER_PART).map(|_| Holding::vacant()).collect());
         }
         self.fresh += 1;
         at
     }
 
-    fn unlink(&mut self, at: u32, column: usize) {
-        let (older, newer) = (self.pairs.at(at).older, self.pairs.at(at).newer);
+    /// Removes a pair from the list, if it is there.
+    fn unlink(&mut self, at: u32) {
+        let pair = self.pairs.at_mut(at);
+        let (older, newer, column) = (pair.older, pair.newer, usize::from(pair.column));
+        if older == NOT_LISTED {
+            return;
+        }
+        pair.older = NOT_LISTED;
         match older {
             NO_ENTRY => self.columns[column].oldest = newer,
             older => self.pairs.at_mut(older).newer = newer,
@@ -202,14 +287,19 @@ impl Holdings {
         }
     }
 
-    fn link_newest(&mut self, at: u32, column: usize) {
-        let newest = std::mem::replace(&mut self.columns[column].newest, at);
-        let pair = self.pairs.at_mut(at);
-        (pair.older, pair.newer) = (newest, NO_ENTRY);
-        match newest {
-            NO_ENTRY => self.columns[column].oldest = at,
-            newest => self.pairs.at_mut(newest).newer = at,
+    /// Puts a pair into the list behind another one; `NO_ENTRY`: as the least recent one.
+    fn link(&mut self, at: u32, older: u32) {
+        let column = usize::from(self.pairs.at(at).column);
+        let newer = match older {
+            NO_ENTRY => std::mem::replace(&mut self.columns[column].oldest, at),
+            older => std::mem::replace(&mut self.pairs.at_mut(older).newer, at),
+        };
+        match newer {
+            NO_ENTRY => self.columns[column].newest = at,
+            newer => self.pairs.at_mut(newer).older = at,
         }
+        let pair = self.pairs.at_mut(at);
+        (pair.older, pair.newer) = (older, newer);
     }
 }
 
@@ -223,11 +313,15 @@ fn pair_key(block: u32, column: u16) -> u64 {
 
 impl HoldingTable {
     fn at(&self, at: u32) -> &Holding {
-        &self.0[at as usize / HOLDINGS_PER_PART][at as usize % HOLDINGS_PER_PART]
+        #[cfg(test)]
+        self.touched.set(self.touched.get() + 1);
+        &self.parts[at as usize / HOLDINGS_PER_PART][at as usize % HOLDINGS_PER_PART]
     }
 
     fn at_mut(&mut self, at: u32) -> &mut Holding {
-        &mut self.0[at as usize / HOLDINGS_PER_PART][at as usize % HOLDINGS_PER_PART]
+        #[cfg(test)]
+        self.touched.set(self.touched.get() + 1);
+        &mut self.parts[at as usize / HOLDINGS_PER_PART][at as usize % HOLDINGS_PER_PART]
     }
 }
 
@@ -247,7 +341,7 @@ impl Links for HoldingTable {
 
 impl Holding {
     fn vacant() -> Self {
-        let next = AtomicU32::new(NO_ENTRY);
-        Holding { block: 0, column: 0, claims: 0, tick: 0, older: NO_ENTRY, newer: NO_ENTRY, next }
+        let (older, newer, next) = (NOT_LISTED, NO_ENTRY, AtomicU32::new(NO_ENTRY));
+        Holding { block: 0, column: 0, claims: 0, tick: 0, older, newer, next, parent: NO_ENTRY, children: 0 }
     }
 }

@@ -4,6 +4,7 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 
+mod long_chains;
 mod model;
 mod spreading;
 mod tails;
@@ -253,8 +254,10 @@ fn a_block_takes_at_most_75_bytes() {
         index.learn(&chain, None, at[conversation as usize % 8]);
     }
     let size = index.size();
-    assert_eq!((size.blocks, size.pairs), (250_000, 250_000));
-    assert!(size.bytes - nothing < 75 * 250_000, "{} bytes a block", size.bytes / 250_000);
+    // Of each prompt the last two blocks are behind the last stored one.
+    assert_eq!((size.blocks, size.pairs), (248_000, 248_000));
+    assert!(size.bytes - nothing < 75 * 248_000, "{} bytes a block", size.bytes / 248_000);
+    assert!(size.bytes - nothing < 30 * 248_000, "{} bytes a block", size.bytes / 248_000);
     assert!(nothing < 1 << 20, "{nothing} bytes when empty");
 }
 

@@ -103,6 +103,9 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("reject", "names"),
     // What the index found is put on the formula's candidates.
     ("state::prefix_index", "pick"),
+    // Which blocks of a chain are stored is a property of the chain.
+    ("state::prefix_index", "prompt"),
+    ("simulate", "prompt"),
     // A replay is the real choice and the real index over simulated engines.
     ("simulate", "engine::dice"),
     ("simulate", "engine::batch"),

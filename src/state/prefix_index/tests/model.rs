@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Hits, Slot};
+use crate::prompt::chain::thinning::{expected_beyond, stored_count, stored_depth, stored_weight};
 
 /// The facts of a lookup: the leading blocks of each upstream, and the branches of each known block.
 pub type LookupFacts = (Vec<usize>, Vec<u32>);
@@ -52,19 +53,25 @@ impl IndexModel {
         IndexModel { limit, tick: 0, caches: (0..caches).map(|_| cache()).collect() }
     }
 
+    /// Returns the number of blocks that all pairs stand for.
     pub fn pairs(&self) -> usize {
-        self.caches.iter().map(|cache| cache.pairs.len()).sum()
+        self.caches.iter().map(ModelCache::blocks).sum()
     }
 
     pub fn learn(&mut self, text: &[u8], slot: usize) {
         self.tick += 1;
         let cache = &mut self.caches[slot];
-        for length in (1..=text.len().min(cache.limit).min(self.limit)).rev() {
+        let stored = stored_count(text.len().min(cache.limit).min(self.limit));
+        for length in (1..=stored).rev().map(stored_depth) {
             let old = cache.pairs.iter().position(|pair| pair.text == text[..length]);
             let claims = old.map_or(0, |old| cache.pairs.remove(old).claims) + 1;
             cache.pairs.push(Pair { text: text[..length].to_vec(), claims, tick: self.tick });
         }
         cache.trim();
+        self.trim();
+    }
+
+    fn trim(&mut self) {
         while self.pairs() > self.limit {
             let oldest = self.caches.iter_mut().filter(|cache| !cache.pairs.is_empty());
             let oldest = oldest.min_by_key(|cache| cache.pairs[0].tick).expect("some cache has pairs");
@@ -91,16 +98,26 @@ impl IndexModel {
         self.caches[slot].trim();
     }
 
+    pub fn limit_all(&mut self, limit: usize) {
+        self.limit = limit;
+        self.trim();
+    }
+
     pub fn facts(&self, text: &[u8]) -> LookupFacts {
         let holds =
             |cache: &ModelCache, length: usize| cache.pairs.iter().any(|pair| pair.text == text[..length]);
+        let stored = || (1..=stored_count(text.len())).map(stored_depth);
         let leading =
-            |cache: &ModelCache| (1..=text.len()).take_while(|length| holds(cache, *length)).count();
-        let held: Vec<usize> = self.caches.iter().map(leading).collect();
-        let known = held.iter().copied().max().unwrap_or(0);
+            |cache: &ModelCache| stored().take_while(|length| holds(cache, *length)).last().unwrap_or(0);
+        let stored_held: Vec<usize> = self.caches.iter().map(leading).collect();
+        let known = stored_held.iter().copied().max().unwrap_or(0);
         let leaves = self.leaves();
         let through = |length: usize| leaves.iter().filter(|leaf| leaf.starts_with(&text[..length])).count();
-        (held, (1..=known).map(|length| through(length) as u32).collect())
+        let beyond = |held: &usize| held + expected_beyond(*held, text.len() - held);
+        let held = stored_held.iter().map(beyond).collect();
+        // A block between stored ones has the branches of the next of them.
+        let next = |length: usize| stored().find(|stored| *stored >= length).unwrap_or(known);
+        (held, (1..=known).map(|length| through(next(length)) as u32).collect())
     }
 
     /// Returns the texts that no other text follows. In sorted order a following text is the next one.
@@ -117,8 +134,12 @@ impl IndexModel {
 }
 
 impl ModelCache {
+    fn blocks(&self) -> usize {
+        self.pairs.iter().map(|pair| stored_weight(pair.text.len())).sum()
+    }
+
     fn trim(&mut self) {
-        while self.pairs.len() > self.limit {
+        while self.blocks() > self.limit {
             self.drop_oldest();
         }
     }

@@ -4,6 +4,7 @@
 use super::*;
 use crate::config::types::Balance;
 use crate::pick::{Candidate, DrawSeed, pick};
+use crate::prompt::chain::thinning::last_stored;
 
 /// The tokens of a block of 512 bytes.
 const BLOCK_TOKENS: f64 = 128.0;
@@ -30,6 +31,8 @@ struct BurstFleet {
     /// When each engine has prefilled all its prompts.
     free: Vec<f64>,
     flights: Vec<BurstRequest>,
+    /// The blocks in the cache of each engine.
+    caches: Vec<BTreeSet<u64>>,
     hits: Hits,
     share: f64,
     random: u64,
@@ -42,7 +45,8 @@ impl BurstFleet {
         let index = Index::new(1_000_000, seed);
         let at = slots(&index, engines);
         let free = vec![0.0; engines];
-        BurstFleet { index, at, free, flights: Vec::new(), hits: Hits::default(), share, random: seed }
+        let (flights, caches) = (Vec::new(), vec![BTreeSet::new(); engines]);
+        BurstFleet { index, at, free, flights, caches, hits: Hits::default(), share, random: seed }
     }
 
     fn candidate(&self, engine: usize, now: f64) -> Candidate {
@@ -78,8 +82,10 @@ impl BurstFleet {
     }
 
     fn put(&mut self, chain: &[u64], end: Option<u64>, at: usize, now: f64) {
-        let receipt = self.index.learn(chain, end, self.at[at]);
-        let uncached = ((chain.len() - receipt.held()) as f64 * BLOCK_TOKENS) as u64;
+        self.index.learn(chain, end, self.at[at]);
+        let cached = chain.iter().take_while(|block| self.caches[at].contains(*block)).count();
+        self.caches[at].extend(chain);
+        let uncached = ((chain.len() - cached) as f64 * BLOCK_TOKENS) as u64;
         let first_byte = self.free[at].max(now) + uncached as f64 / PREFILL_PACE;
         self.free[at] = first_byte;
         let tokens = (chain.len() as f64 * BLOCK_TOKENS) as u64;
@@ -171,14 +177,20 @@ fn spreads_a_burst_by_the_cost_of_another_prefill() {
         (500, 1, 0, 8, 4),
         // Samples of one prompt are one conversation, and no evidence of others.
         (16, 0, 0, 7, 5),
-        (125, 0, 0, 3, 14),
+        (125, 0, 0, 3, 13),
         (500, 0, 0, 2, 18),
     ];
     for (common, own, before, prefills, longest) in table {
         let mut fleet = BurstFleet::new(8, SHARE, 7);
         (0..before).for_each(|number| fleet.put(&prompt(4, 0, 3, number), None, number as usize % 8, 0.0));
         let mut got = [0; 8];
-        (0..32).for_each(|number| got[fleet.send(&prompt(2, common, own, number), None, LATER)] += 1);
+        for number in 0..32 {
+            let chain = prompt(2, common, own, number);
+            // The opening is the whole prompt.
+            let end =
+                chain.last().map(|last| last | 1 << 62).filter(|_| last_stored(chain.len()) < chain.len());
+            got[fleet.send(&chain, end, LATER)] += 1;
+        }
         let used = got.iter().filter(|got| **got > 0).count();
         assert_eq!(
             (used, most(&got)),

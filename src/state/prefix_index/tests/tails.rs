@@ -5,9 +5,10 @@ use super::*;
 
 /// Applies the new part of a chain to a sibling's index.
 pub fn share(sibling: &Index, chain: &[u64], receipt: &Receipt, slot: Slot) -> Option<Receipt> {
-    match receipt.new_part(chain) {
-        (Some(parent), hashes) => sibling.learn_after(parent, hashes, receipt.end(), slot),
-        (None, hashes) => Some(sibling.learn(hashes, receipt.end(), slot)),
+    let ChainTail { parent, hashes, end, .. } = receipt.new_part(chain);
+    match parent {
+        Some(parent) => sibling.learn_after(parent, &hashes, end, slot),
+        None => sibling.learn_stored(&hashes, end, slot),
     }
 }
 
@@ -20,13 +21,14 @@ fn learns_a_tail_with_all_blocks_before_it() {
     let receipt = index.learn_after(chain("ab")[1], tail, Some(9), at[1]).expect("the parent is known");
     assert_eq!(
         (receipt.held(), receipt.learned(), receipt.new_part(&chain("abxy"))),
-        (0, 4, (None, &chain("abxy")[..]))
+        (0, 4, ChainTail { parent: None, depth: 0, hashes: chain("abxy"), end: Some(9) })
     );
     assert_eq!((held(&index, &chain("abxy"), at[1]), held(&index, &chain("abcd"), at[1])), (4, 2));
     assert_eq!(hits(&index, &chain("ab")).branches(0), 2);
     // A repeated tail without new blocks only makes the chain recent.
     let again = index.learn_after(chain("abxy")[3], &[], None, at[1]).expect("the parent is known");
-    assert_eq!(again.new_part(&chain("abxy")), (Some(chain("abxy")[3]), &[][..]));
+    let nothing = ChainTail { parent: Some(chain("abxy")[3]), depth: 4, hashes: Vec::new(), end: None };
+    assert_eq!(again.new_part(&chain("abxy")), nothing);
     assert_eq!(index.learn_after(77, tail, None, at[1]), None, "no upstream holds the parent");
     assert_eq!(index.learn_after(9, tail, None, at[1]), None, "nothing follows an ending");
     assert_eq!(index.chain_to(chain("abx")[2], at[1]), Some(chain("abx")));

@@ -12,7 +12,7 @@ use vllm_lb::state::exchange::{
     Binding, BindingUpdate, ChainUpdate, ExchangeMemory, Outbox, OutboxEvent, SiblingLoad, TakeBack,
     fingerprint,
 };
-use vllm_lb::state::prefix_index::{Hits, Index, Slot};
+use vllm_lb::state::prefix_index::{ChainTail, Hits, Index, Slot};
 use vllm_lb::state::redis::{ExchangeSettings, SiblingExchange};
 
 use crate::common::eventually;
@@ -96,9 +96,8 @@ impl Board {
     /// A request with this chain goes to the upstream.
     pub fn send(&self, upstream: &str, chain: &[u64]) {
         let receipt = self.memory.index.learn(chain, None, self.memory.slot(upstream));
-        let (parent, new) = receipt.new_part(chain);
-        let depth = if parent.is_some() { receipt.held() as u64 } else { 0 };
-        let event = OutboxEvent::chain(upstream, parent, depth, new, receipt.end());
+        let ChainTail { parent, depth, hashes, end } = receipt.new_part(chain);
+        let event = OutboxEvent::chain(upstream, parent, depth, &hashes, end);
         self.outbox.put(event.with_opening(chain[0]));
     }
 
@@ -212,7 +211,7 @@ impl ExchangeMemory for Mind {
         match chain.parent {
             Some(parent) => self.index.learn_after(parent, hashes, chain.end, slot).is_some(),
             None => {
-                self.index.learn(hashes, chain.end, slot);
+                self.index.learn_stored(hashes, chain.end, slot);
                 true
             }
         }
