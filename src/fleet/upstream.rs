@@ -118,6 +118,10 @@ impl LoadGauges {
 }
 
 /// Reads the key in an environment variable.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "siblings share the variable's name, and each has its own value"
+)]
 fn key_in(variable: &str) -> Result<Secret, String> {
     let text =
         std::env::var(variable).map_err(|_| format!("the variable {variable} of api_key_env is not set"))?;

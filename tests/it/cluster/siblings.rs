@@ -97,7 +97,7 @@ async fn sessions_survive_their_balancers() {
     let (redis, engines) = (Redis::start(&[]).await, engines(3).await);
     let mut config = settings(&engines, &redis);
     config.redis_options.gauge_ttl = Duration::from_millis(600);
-    config.index.blocks = 0;
+    config.index.blocks = Some(0);
     let ask = async |balancer: &Balancer, number: usize| {
         let session = format!("session {number}");
         let headers = [wire::JSON, ("x-session-id", session.as_str())];

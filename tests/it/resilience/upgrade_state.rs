@@ -27,7 +27,7 @@ async fn fleet(process: &Process) -> Vec<(String, String, f64)> {
 }
 
 fn pairs(page: &Answer) -> i64 {
-    crate::common::gauge_of(&page.text(), "vllm_lb_index_pairs")
+    crate::common::gauge_of(page.text(), "vllm_lb_index_pairs")
 }
 
 /// Without a Redis only the running process has what was changed at run time, and what it knows of caches.

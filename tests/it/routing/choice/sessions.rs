@@ -70,7 +70,7 @@ async fn over(engines: &[EngineServer], change: impl Fn(&mut Config)) -> Balance
 async fn a_session_stays_for_every_way_to_name_it() {
     let engines = engines(3).await;
     // Nothing is remembered of prompts, so that the session alone can hold them together.
-    let balancer = over(&engines, |config| config.index.blocks = 0).await;
+    let balancer = over(&engines, |config| config.index.blocks = Some(0)).await;
     let ways = ["path", "rollout", "captured rollout", "cookie", "signed cookie"].into_iter();
     let fields =
         ["session_id", "prompt_cache_key", "user", "metadata", "metadata.rllm", "rllm", "session_params"];
@@ -113,7 +113,7 @@ async fn an_upstream_that_is_added_moves_no_session() {
         let balancer = over(&engines, |config| {
             config.sessions.bonus = 1.0;
             if !remembers {
-                config.index.blocks = 0;
+                config.index.blocks = Some(0);
             }
         })
         .await;
@@ -151,7 +151,7 @@ async fn an_upstream_that_is_added_moves_no_session() {
 async fn a_session_removed_from_the_body_by_a_route_still_counts() {
     let engines = engines(3).await;
     let balancer = over(&engines, |config| {
-        config.index.blocks = 0;
+        config.index.blocks = Some(0);
         config.routes = routes("[{body: {remove: [session_id], overrides: {user: null}}}]");
     })
     .await;
@@ -246,7 +246,7 @@ async fn a_session_is_forgotten_after_its_time() {
     let balancer = over(&engines, |config| {
         config.sessions.ttl = ttl;
         // Nothing else is to hold them.
-        config.index.blocks = 0;
+        config.index.blocks = Some(0);
     })
     .await;
     let mut moved = 0;
