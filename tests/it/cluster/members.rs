@@ -238,14 +238,17 @@ async fn removals_expire_after_seven_days_and_other_changes_do_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_beyond_ten_thousand_names_is_rejected() {
-    let (redis, engines) = (Redis::start(&[]).await, engines(1).await);
+    let (redis, engines) = (Redis::start(&[]).await, engines(2).await);
     let (config, names) = (settings(&engines, &redis), names(&engines));
     let drained = record(DAY, &json!({"drain": true}).to_string());
-    let known: Vec<String> = (0..10_000).map(|number| format!("gpu-{number}")).collect();
+    let others = (1..10_000).map(|number| format!("gpu-{number}"));
+    let known: Vec<String> = others.chain([names[1].clone()]).collect();
     let records: Vec<(&str, String)> = known.iter().map(|name| (name.as_str(), drained.clone())).collect();
     write(&redis, &records).await;
     let one = Configured::start(config).await;
-    one.balancer.until_ready(1).await;
+    one.until(&names[0], "ready", 1.0).await;
+    // The list is read, which may take longer than the start waits for it.
+    one.until(&names[1], "draining", 1.0).await;
     let answer = one.change("PATCH", &names[0], json!({"drain": true})).await.expect(507).json();
     assert!(answer["error"].as_str().is_some_and(|error| error.contains("10000 names")), "{answer}");
     assert_eq!(one.row(&names[0]).await.0, "ready", "nothing has changed");

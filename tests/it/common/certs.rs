@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -28,6 +28,9 @@ impl Certs {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Another name than the certificate's: OpenSSL takes a certificate that names itself as its issuer for
+        // a self-signed one.
+        params.distinguished_name.push(DnType::CommonName, "authority of the tests");
         let made = "rcgen makes keys and certificates";
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect(made)).expect(made);
         let key = KeyPair::generate().expect(made);
