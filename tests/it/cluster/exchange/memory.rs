@@ -35,7 +35,7 @@ async fn a_redis_that_fills_up_is_trimmed_and_goes_on() {
     b.until_held("u1", &chain(1, 30), 30).await;
     b.send("u1", &chain(1, 40));
     a.until_held("u1", &chain(1, 40), 40).await;
-    a.exchange.put_member("u9", "added".into());
+    a.put_member("u9", "added");
     b.until_member("u9", Some("added")).await;
     let warnings = logs::all().iter().filter(|line| line.contains("redis is out of memory,")).count();
     assert!((1..=2).contains(&warnings), "{warnings} warnings of two balancers");
