@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use vllm_lb::config::types::Preset;
-use vllm_lb::simulate::load::{Conversation, Workload};
+use vllm_lb::simulate::load::{ReplayConversation, Workload};
 use vllm_lb::simulate::policy::ReplayPolicy;
 use vllm_lb::simulate::report::{Life, ReportRow};
 use vllm_lb::simulate::{self, trace};
@@ -24,7 +24,7 @@ pub const UPSTREAMS: usize = 8;
 pub const INTERVAL: f64 = 0.02;
 
 /// Tokens of each engine's cache: what `vllm-lb simulate` takes.
-const CACHE_TOKENS: usize = 2_000 * trace::BLOCK;
+const CACHE_TOKENS: usize = 2_000 * trace::BLOCK_TOKENS;
 
 /// Runs on the virtual clock, which differ by the draws among equals alone.
 const SEEDS: u64 = 5;
@@ -63,7 +63,7 @@ fn body(prompt: &str, output: usize) -> String {
     .to_string()
 }
 
-fn ask(number: usize, session: &Conversation, block: usize) -> Ask {
+fn ask(number: usize, session: &ReplayConversation, block: usize) -> Ask {
     let turn = session.turns[0];
     let mut prompt = String::with_capacity(4 * turn.prompt);
     let chain = session.prompt(0, block);
@@ -125,7 +125,7 @@ async fn engines(speed: f64) -> Vec<EngineServer> {
             seed,
             timing: Timing::faster(speed),
             cache_tokens: CACHE_TOKENS,
-            block_size: trace::BLOCK,
+            block_size: trace::BLOCK_TOKENS,
             max_model_len: CACHE_TOKENS,
             ..Options::default()
         };
