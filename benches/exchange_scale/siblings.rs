@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use vllm_lb::prompt::canon::FORM_VERSION;
 use vllm_lb::prompt::chain::BlockLayout;
+use vllm_lb::prompt::chain::thinning::{last_stored, stored_count, stored_depth};
 use vllm_lb::state::exchange::served::name_hash;
 use vllm_lb::state::exchange::{
     BalancerInfo, Binding, BindingUpdate, ChainUpdate, GaugeUpdate, Message, SiblingLoad, fingerprint,
@@ -261,13 +262,15 @@ impl Conversation {
         scatter(self.number << 16 | block)
     }
 
-    /// Blocks from one to another; the hash before them is the parent.
+    /// The stored blocks from one to another; the stored hash before them is the parent.
     fn chain(&self, from: u64, to: u64) -> PublishedChain {
+        let (from, to) = (from as usize, to as usize);
+        let (depth, numbers) = (last_stored(from), stored_count(from) + 1..=stored_count(to));
         PublishedChain {
             upstream: self.upstream,
-            parent: (from > 0).then(|| self.hash(from - 1)),
-            depth: from,
-            hashes: (from..to).map(|block| self.hash(block)).collect(),
+            parent: (depth > 0).then(|| self.hash(depth as u64 - 1)),
+            depth: depth as u64,
+            hashes: numbers.map(|number| self.hash(stored_depth(number) as u64 - 1)).collect(),
         }
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 use vllm_lb::prompt::canon::{PromptDialect, PromptReader, PromptSource};
 use vllm_lb::prompt::chain::BlockLayout;
+use vllm_lb::prompt::chain::thinning::stored;
 use vllm_lb::prompt::scan::Scanner;
 use vllm_lb::state::exchange::SiblingLoad;
 
@@ -203,13 +204,13 @@ fn prompt(number: u64) -> String {
     json!({"model": "sim", "messages": [{"role": "user", "content": text}], "max_tokens": 1}).to_string()
 }
 
-/// The chain that the balancer makes of this body.
+/// The stored blocks of the chain that the balancer makes of this body.
 fn chain(body: &str) -> Vec<u64> {
     let mut scanner = Scanner::new();
     scanner.scan(body.as_bytes());
     let (dialect, body) = (PromptDialect::Chat, body.as_bytes());
     let source = PromptSource { dialect, model: "sim", body, scanner: &scanner };
-    PromptReader::default().read(&source, BlockLayout::default()).blocks.clone()
+    stored(&PromptReader::default().read(&source, BlockLayout::default()).blocks).collect()
 }
 
 /// A number that Redis reports of itself.
