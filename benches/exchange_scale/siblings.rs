@@ -18,10 +18,14 @@ use vllm_lb::state::exchange::{
     BalancerInfo, Binding, BindingUpdate, ChainUpdate, GaugeUpdate, Message, SiblingLoad, fingerprint,
 };
 
-/// What balancers do by default: a message every 20 ms, all gauges every second, 100,000 entries.
+/// What balancers do by default: a message every 20 ms, all gauges every second, 20,000 entries.
 pub const INTERVAL: Duration = Duration::from_millis(20);
 const TICKS_A_SECOND: u64 = 50;
-const STREAM_LENGTH: u64 = 100_000;
+const STREAM_LENGTH: u64 = 20_000;
+
+/// The streams of a fleet with the default prefix.
+const STREAM: &str = "vllm-lb:{lb}:stream";
+const CHAIN_STREAM: &str = "vllm-lb:{lb}:chains";
 
 /// Ticks between two lists of the upstreams that a balancer serves.
 const SERVED_TICKS: u64 = 250;
@@ -119,42 +123,53 @@ struct FakeSibling {
     asked: u64,
 }
 
-/// Encodes and publishes one message, as a balancer does; returns its bytes. What the exchange sends, and to
-/// which stream, is here only.
+/// Encodes and publishes the messages of one tick, as a balancer does: what is urgent, and chains on a
+/// stream of their own. Returns their number and their bytes. What the exchange sends, and to which stream,
+/// is here only.
 pub async fn publish(
     link: &mut MultiplexedConnection,
     sender: &mut SiblingSender,
     news: &SiblingNews,
     upstreams: &[String],
-) -> redis::RedisResult<u64> {
+) -> redis::RedisResult<(u64, u64)> {
     sender.sequence += 1;
     let mut message = Message::new(sender.balancer, sender.sequence);
     message.who = news.whole.then_some(BalancerInfo { name: &sender.name, address: "127.0.0.1:8000" });
     let rows = news.gauges.iter().map(|(upstream, load)| (upstreams[*upstream].as_str(), *load)).collect();
     message.gauges = Some(GaugeUpdate { whole: news.whole, rows });
-    let own = fingerprint(FORM_VERSION, BlockLayout::default().bytes);
-    message.fingerprint = (!news.chains.is_empty()).then_some(own);
     if news.served {
         message.served = upstreams.iter().map(|name| name_hash(name)).collect();
     }
-    message.chains.extend(news.chains.iter().map(|chain| ChainUpdate {
-        upstream: &upstreams[chain.upstream],
-        parent: chain.parent,
-        depth: chain.depth,
-        hashes: Cow::Borrowed(&chain.hashes),
-        end: None,
-    }));
     message.bound.extend(news.sessions.iter().map(|(key, upstream)| BindingUpdate {
         kind: Binding::Session,
         key,
         upstream: &upstreams[*upstream],
         number: 2000,
     }));
-    let bytes = message.encode();
-    let mut add = redis::cmd("XADD");
-    add.arg("vllm-lb:{lb}:stream").arg("MAXLEN").arg("~").arg(STREAM_LENGTH);
-    add.arg("*").arg("d").arg(&bytes[..]).exec_async(link).await?;
-    Ok(bytes.len() as u64)
+    let urgent = message.encode();
+    let mut adds = redis::pipe();
+    let mut add = |key: &str, bytes: &[u8]| {
+        adds.cmd("XADD").arg(key).arg("MAXLEN").arg("~").arg(STREAM_LENGTH).arg("*").arg("d").arg(bytes);
+    };
+    add(STREAM, &urgent);
+    let (mut messages, mut bytes) = (1, urgent.len());
+    if !news.chains.is_empty() {
+        sender.sequence += 1;
+        let mut message = Message::new(sender.balancer, sender.sequence);
+        message.fingerprint = Some(fingerprint(FORM_VERSION, BlockLayout::default().bytes));
+        message.chains.extend(news.chains.iter().map(|chain| ChainUpdate {
+            upstream: &upstreams[chain.upstream],
+            parent: chain.parent,
+            depth: chain.depth,
+            hashes: Cow::Borrowed(&chain.hashes),
+            end: None,
+        }));
+        let chains = message.encode();
+        add(CHAIN_STREAM, &chains);
+        (messages, bytes) = (2, bytes + chains.len());
+    }
+    adds.exec_async(link).await?;
+    Ok((messages, bytes as u64))
 }
 
 /// Publishes until `published.stop`, each sibling at its own moments.
@@ -196,10 +211,10 @@ async fn run_group(
         let sibling = &mut members[turn % count];
         turn += 1;
         let news = sibling.advance();
-        let bytes =
-            publish(&mut link, &mut sibling.sender, &news, &upstreams).await.expect("redis accepts it");
+        let published_now = publish(&mut link, &mut sibling.sender, &news, &upstreams).await;
+        let (messages, bytes) = published_now.expect("redis accepts it");
         published.requests.fetch_add(news.chains.len() as u64, Relaxed);
-        published.messages.fetch_add(1, Relaxed);
+        published.messages.fetch_add(messages, Relaxed);
         published.bytes.fetch_add(bytes, Relaxed);
     }
 }
@@ -209,36 +224,39 @@ pub async fn connect(url: &str) -> MultiplexedConnection {
     client.get_multiplexed_async_connection().await.expect("redis answers")
 }
 
-/// Reads the whole stream as a balancer does, and drops it: Redis has the work of one balancer more.
+/// Reads both streams as a balancer does, and drops it: Redis has the work of one balancer more.
 pub async fn read(url: String, published: Arc<Published>) {
     let mut link = connect(&url).await;
-    let mut last = "$".to_string();
+    let (mut last, mut last_chain) = ("$".to_string(), "$".to_string());
     let mut tick = interval(Duration::from_millis(4));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while !published.stop.load(Relaxed) {
         tick.tick().await;
         let mut read = redis::cmd("XREAD");
-        read.arg("COUNT").arg(100).arg("BLOCK").arg(100).arg("STREAMS").arg("vllm-lb:{lb}:stream").arg(&last);
+        read.arg("COUNT").arg(100).arg("BLOCK").arg(100).arg("STREAMS");
+        read.arg(STREAM).arg(CHAIN_STREAM).arg(&last).arg(&last_chain);
         // Redis ends before this process.
         let Ok(reply) = read.query_async::<redis::Value>(&mut link).await else { break };
-        if let Some(newest) = newest_id(&reply) {
-            last = newest;
-        }
+        last = newest_id(&reply, STREAM).unwrap_or(last);
+        last_chain = newest_id(&reply, CHAIN_STREAM).unwrap_or(last_chain);
     }
 }
 
-/// The id of the last entry in an answer to `XREAD` of one stream.
-fn newest_id(reply: &redis::Value) -> Option<String> {
+/// The id of the last entry of a stream in an answer to `XREAD`.
+fn newest_id(reply: &redis::Value, key: &str) -> Option<String> {
     let list = |value: &redis::Value| match value {
         redis::Value::Array(list) => list.clone(),
         _ => Vec::new(),
     };
-    let stream = list(list(reply).first()?);
-    let entry = list(list(stream.get(1)?).last()?);
-    match entry.first()? {
-        redis::Value::BulkString(id) => String::from_utf8(id.clone()).ok(),
+    let text = |value: &redis::Value| match value {
+        redis::Value::BulkString(text) => String::from_utf8(text.clone()).ok(),
         _ => None,
-    }
+    };
+    let streams = list(reply);
+    let is_wanted = |stream: &Vec<redis::Value>| stream.first().and_then(text).as_deref() == Some(key);
+    let stream = streams.iter().map(list).find(is_wanted)?;
+    let entry = list(list(stream.get(1)?).last()?);
+    text(entry.first()?)
 }
 
 /// Scatters numbers over 64 bits, as hashes are.

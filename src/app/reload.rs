@@ -103,6 +103,8 @@ impl Reloader {
         let (new, warnings, renewed) = loaded.await.unwrap_or_else(|error| Err(vec![error.to_string()]))?;
         let mut diff = diff::diff(&old, &new);
         let new = diff::as_it_runs(&old, new);
+        // The keeper publishes what it knows before it answers: a change may wait for the next snapshot.
+        self.fleet.apply(Vec::new()).await.map_err(|refusal| vec![refusal.to_string()])?;
         let snapshot = self.fleet.snapshot_owned();
         let cleared = self.changes.cleared(&old, &new, &snapshot);
         let mut changes: Vec<FleetChange> =

@@ -87,11 +87,6 @@ impl OutboxEvent {
         }
     }
 
-    /// Whether the event belongs into a message with a fingerprint.
-    pub fn is_chain(&self) -> bool {
-        matches!(self, OutboxEvent::Chain { .. } | OutboxEvent::TakeBack { .. })
-    }
-
     /// Returns the bytes of memory; the encoded event is smaller.
     fn weight(&self) -> usize {
         let own = match self {

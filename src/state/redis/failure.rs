@@ -13,12 +13,12 @@ pub struct RedisFailure {
     /// The metric label, one of few values.
     pub cause: &'static str,
     pub text: String,
-    pub kind: FailureKind,
+    pub kind: RedisFailureKind,
 }
 
 /// What a failure means for the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureKind {
+pub enum RedisFailureKind {
     /// The connection must be opened again.
     Broken,
     /// Redis has answered a command with an error.
@@ -57,22 +57,22 @@ pub struct FailureLog {
 impl RedisFailure {
     /// Builds the failure of a command without an answer.
     pub fn timeout() -> Self {
-        RedisFailure { cause: "silent", text: "no answer in time".into(), kind: FailureKind::Broken }
+        RedisFailure { cause: "silent", text: "no answer in time".into(), kind: RedisFailureKind::Broken }
     }
 
     /// Builds the failure of certificates that cannot be read.
     pub fn certificates(text: String) -> Self {
-        RedisFailure { cause: "refused", text, kind: FailureKind::Broken }
+        RedisFailure { cause: "refused", text, kind: RedisFailureKind::Broken }
     }
 
     /// Builds the failure of an unexpected answer.
     pub fn unexpected(what: &str) -> Self {
-        RedisFailure { cause: "strange", text: what.into(), kind: FailureKind::Broken }
+        RedisFailure { cause: "strange", text: what.into(), kind: RedisFailureKind::Broken }
     }
 
     /// Whether Redis accepts no writes at present.
     pub fn is_full(&self) -> bool {
-        matches!(self.kind, FailureKind::NoWrites | FailureKind::OutOfMemory)
+        matches!(self.kind, RedisFailureKind::NoWrites | RedisFailureKind::OutOfMemory)
     }
 }
 
@@ -83,13 +83,13 @@ impl From<RedisError> for RedisFailure {
         let inner = inner.iter().flat_map(|all| all.iter()).map(|(_, one)| one.code()).next();
         let code = inner.or(error.code()).unwrap_or_default();
         let kind = match code {
-            OUT_OF_MEMORY => FailureKind::OutOfMemory,
-            code if NO_WRITES_ERRORS.contains(&code) => FailureKind::NoWrites,
-            "" => FailureKind::Broken,
-            _ => FailureKind::Refused,
+            OUT_OF_MEMORY => RedisFailureKind::OutOfMemory,
+            code if NO_WRITES_ERRORS.contains(&code) => RedisFailureKind::NoWrites,
+            "" => RedisFailureKind::Broken,
+            _ => RedisFailureKind::Refused,
         };
         let cause = match error.kind() {
-            _ if matches!(kind, FailureKind::OutOfMemory | FailureKind::NoWrites) => "full",
+            _ if matches!(kind, RedisFailureKind::OutOfMemory | RedisFailureKind::NoWrites) => "full",
             _ if error.is_timeout() => "silent",
             ErrorKind::AuthenticationFailed => "password",
             _ if matches!(code, "NOAUTH" | "WRONGPASS" | "NOPERM") => "password",

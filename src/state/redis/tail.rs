@@ -8,7 +8,7 @@ use super::failure::RedisFailure;
 use super::reply::{self, StreamId};
 
 /// The end of a stream.
-pub struct StreamTail {
+pub struct UnreadEntries {
     /// The newest entry.
     pub newest: StreamId,
     /// The stream was emptied or replaced since the last read: all its entries are new.
@@ -27,11 +27,11 @@ impl SiblingExchange {
         last: Option<StreamId>,
         (page_entries, max_bytes): (usize, usize),
         link: &mut RedisLink,
-    ) -> Result<StreamTail, RedisFailure> {
+    ) -> Result<UnreadEntries, RedisFailure> {
         let newest = page(key, None, 1, link).await?;
         let newest = reply::entries(&newest).first().map(|entry| entry.id);
         let was_replaced = last.is_some_and(|last| newest.is_none_or(|newest| newest < last));
-        let mut tail = StreamTail { newest: newest.unwrap_or_default(), was_replaced, pages: Vec::new() };
+        let mut tail = UnreadEntries { newest: newest.unwrap_or_default(), was_replaced, pages: Vec::new() };
         let (mut bytes, mut until) = (0, newest.filter(|_| last.is_none()));
         while let Some(id) = until.filter(|_| bytes < max_bytes) {
             let page = page(key, Some(id), page_entries, link).await?;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use redis::{Pipeline, Value};
 
 use super::connect::{COMMAND_TIMEOUT, RedisLink};
-use super::failure::{FailureKind, RedisFailure};
+use super::failure::{RedisFailure, RedisFailureKind};
 use super::{SiblingExchange, now, reply};
 
 /// The interval between two trims.
@@ -41,7 +41,7 @@ impl SiblingExchange {
             tokio::time::sleep(TRIM_INTERVAL).await;
             match self.trim(link).await {
                 // Without the permission to trim, `stream_length` still bounds the streams.
-                Err(failure) if failure.kind == FailureKind::Refused => {
+                Err(failure) if failure.kind == RedisFailureKind::Refused => {
                     self.observer.trim_refused(&failure.text, !was_refused);
                     was_refused = true;
                 }
@@ -72,7 +72,7 @@ impl SiblingExchange {
         failure: &RedisFailure,
         link: &mut RedisLink,
     ) -> Result<bool, RedisFailure> {
-        if failure.kind != FailureKind::OutOfMemory {
+        if failure.kind != RedisFailureKind::OutOfMemory {
             return Ok(false);
         }
         let before = *self.relieved_at();

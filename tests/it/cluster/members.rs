@@ -100,7 +100,8 @@ async fn write(redis: &Redis, records: &[(&str, String)]) {
     let mut words = vec!["HSET", MEMBERS];
     words.extend(records.iter().flat_map(|(name, text)| [*name, text.as_str()]));
     redis.ask(&words).await;
-    redis.ask(&["SET", MARK, "of a test"]).await;
+    // A balancer reads the list when its mark has changed.
+    redis.ask(&["SET", MARK, &format!("of {} records", records.len())]).await;
 }
 
 // === the file ===

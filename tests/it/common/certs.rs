@@ -28,8 +28,8 @@ impl Certs {
     pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Another name than the certificate's: OpenSSL takes a certificate that names itself as its issuer for
-        // a self-signed one.
+        // Another name than the certificate's: OpenSSL takes a certificate that names itself as its issuer
+        // for a self-signed one.
         params.distinguished_name.push(DnType::CommonName, "authority of the tests");
         let made = "rcgen makes keys and certificates";
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().expect(made)).expect(made);

@@ -23,7 +23,7 @@ async fn a_redis_that_fills_up_is_trimmed_and_goes_on() {
     // Several times what fits. Gauges are shared all the time.
     for round in 1..=25 {
         for number in 0..25 {
-            a.send("u1", &chain(100 * round + number, 2_000));
+            a.send("u1", &chain(100 * round + number, 16_000));
         }
         a.set("u1", round);
         b.until_others("u1", round).await;

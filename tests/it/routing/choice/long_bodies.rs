@@ -1,7 +1,10 @@
 //! Bodies longer than what is read of them before the choice: all of the prompt is learnt all the same.
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
 use serde_json::Value;
+use vllm_lb::prompt::chain::thinning::last_stored;
 
 use super::{BLOCK, CHAT, chat_of, known, next_turn, telling, who, words};
 use crate::common::h2::{self, H2};
@@ -47,6 +50,12 @@ async fn send(balancer: &Balancer, way: Way, body: &Value) -> Answer {
     .expect(200)
 }
 
+/// How many blocks the index counts of a prompt of about so many: behind the leading ones it stores one for
+/// several.
+fn stored(blocks: usize) -> RangeInclusive<usize> {
+    last_stored(blocks - 2)..=blocks + 2
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_long_body_is_indexed_whole_and_attracts_its_next_turn() {
     let engines = engines(3).await;
@@ -57,7 +66,7 @@ async fn a_long_body_is_indexed_whole_and_attracts_its_next_turn() {
         let first = who(&engines, &send(&balancer, way, &chat_of(&text)).await);
         let learnt = known(&balancer).await.1 - before;
         let blocks = 4 * TOKENS / BLOCK;
-        assert!((blocks - 2..=blocks + 2).contains(&learnt), "{way:?}: {learnt} of {blocks} blocks");
+        assert!(stored(blocks).contains(&learnt), "{way:?}: {learnt} of {blocks} blocks");
         let next = who(&engines, &send(&balancer, way, &next_turn(&text)).await);
         assert_eq!(first, next, "{way:?}");
     }
@@ -81,7 +90,7 @@ async fn a_retried_long_body_is_indexed_once() {
             let after = known(&balancer).await;
             let blocks = 4 * TOKENS / BLOCK;
             let learnt = after.0 - before.0;
-            assert!((blocks - 2..=blocks + 2).contains(&learnt), "{fault:?} {way:?}: {learnt} of {blocks}");
+            assert!(stored(blocks).contains(&learnt), "{fault:?} {way:?}: {learnt} of {blocks}");
             assert_eq!(after.1 - before.1, learnt, "{fault:?} {way:?}: one holder for each block");
         }
     }
