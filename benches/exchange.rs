@@ -124,7 +124,7 @@ async fn load(number: u64, board: &Board, rate: u64, start: Instant) {
         tick.tick().await;
         sent += 1;
         let upstream = format!("10.0.0.{}:8000", sent % UPSTREAMS);
-        let conversation = (number << 20 | sent % 500) << 32;
+        let conversation = ((number << 20) | (sent % 500)) << 32;
         let turn = sent / 500 % 4 + 1;
         let chain: Vec<u64> = (0..turn * BLOCKS).map(|block| conversation | block).collect();
         board.set(&upstream, sent % 50);

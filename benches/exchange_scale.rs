@@ -5,7 +5,6 @@
 //! stretches of time follow each other; processor time is that of each process, or of the threads that play
 //! one part in this one.
 
-#[allow(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/it/common/mod.rs"]
 mod common;
 #[path = "exchange_scale/meter.rs"]

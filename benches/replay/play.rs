@@ -138,7 +138,7 @@ async fn engines(speed: f64) -> Vec<EngineServer> {
 async fn warm_up(process: &Process) {
     eventually("the engines' caches are known", async || {
         let rows = process.admin("/admin/upstreams").await.json();
-        let known = |row: &Value| row["cache_tokens"] == Value::from(CACHE_TOKENS);
+        let known = |row: &Value| row["cache_tokens"] == CACHE_TOKENS;
         rows.as_array().is_some_and(|rows| rows.iter().all(known)).then_some(())
     })
     .await;

@@ -61,6 +61,7 @@ enum RedisSite {
 }
 
 /// A Redis as balancers find it.
+#[allow(clippy::large_enum_variant, reason = "one for each stage")]
 enum SharedRedis {
     Direct(Redis),
     SlowLink(Redis, SlowLink),
