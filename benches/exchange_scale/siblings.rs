@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
@@ -221,7 +222,9 @@ async fn run_group(
 
 pub async fn connect(url: &str) -> MultiplexedConnection {
     let client = redis::Client::open(url).expect("the URL is valid");
-    client.get_multiplexed_async_connection().await.expect("redis answers")
+    // A loaded machine is slower than the client expects.
+    let patient = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(20)));
+    client.get_multiplexed_async_connection_with_config(&patient).await.expect("redis answers")
 }
 
 /// Reads both streams as a balancer does, and drops it: Redis has the work of one balancer more.
