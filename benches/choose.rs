@@ -5,8 +5,6 @@
 //! many loopback addresses, which the keeper probes before the measurement. Every upstream has a few
 //! requests in flight; each conversation has 64 blocks, and one to three upstreams hold them. With a "common
 //! beginning" the first eight blocks are those of all conversations, and every upstream holds them.
-//!
-//! The table is in benches/notes.md.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
