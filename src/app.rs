@@ -293,6 +293,11 @@ impl RunningBalancer {
                 count += 1;
             }
         }
+        // At the other balancers they end too, as with a reload.
+        for name in received.members.ended(&config.upstreams).filter(|_| config.redis.is_some()) {
+            // Without room there is no record here, and none at the siblings.
+            let _ = self.applier.members.put(name, MemberRecord::default().write());
+        }
         process::changes_taken(count);
     }
 

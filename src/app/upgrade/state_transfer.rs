@@ -25,6 +25,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use xxhash_rust::xxh3::Xxh3Default;
 
+use crate::config::member::MemberRecord;
 use crate::config::render;
 use crate::config::types::UpstreamConfig;
 use crate::state::State;
@@ -176,6 +177,19 @@ impl TransferredMembers {
         let lasting = self.records.iter().filter(|(name, _)| !is_changed(name));
         lasting.map(|(name, text)| (name.clone(), MemberText::read(text.clone()))).collect()
     }
+
+    /// Returns the names whose changes end because their entries in both files differ.
+    pub fn ended<'s>(&'s self, upstreams: &'s [UpstreamConfig]) -> impl Iterator<Item = &'s str> {
+        let is_changed = |entry: &&UpstreamConfig| {
+            let before = self.entries.get(&entry.name);
+            before.is_some_and(|before| *before != entry_hash(entry))
+        };
+        let has_changes = |name: &&str| {
+            let text = self.records.get(*name).map(|text| MemberText::read(text.clone()).text);
+            text.is_some_and(|text| MemberRecord::read(&text).unwrap_or_default() != MemberRecord::default())
+        };
+        upstreams.iter().filter(is_changed).map(|entry| entry.name.as_str()).filter(has_changes)
+    }
 }
 
 impl ReceivedState {
@@ -225,6 +239,12 @@ mod tests {
             members(&all, &before).lasting(&after).into_iter().map(|(name, _)| name).collect();
         names.sort();
         assert_eq!(names, ["a:1", "d:1"]);
+        let drained = all.map(|(name, _)| (name, r#"7 {"drain": true}"#));
+        for (records, ended) in [(all, &[][..]), (drained, &["b:1"][..])] {
+            let transferred = members(&records, &before);
+            // Another balancer may have drained what is new in this file.
+            assert_eq!(transferred.ended(&after).collect::<Vec<_>>(), ended);
+        }
     }
 
     #[tokio::test]

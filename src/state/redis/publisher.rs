@@ -171,7 +171,9 @@ impl SiblingExchange {
             return Ok(());
         }
         let mut message = self.message(publisher);
-        if publisher.whole {
+        let tells_of_members = batch.events().iter().any(|event| matches!(event, OutboxEvent::Members));
+        if publisher.whole || tells_of_members {
+            // A sibling that learns of a drain has to know that its upstream is served.
             message.served = self.served_upstreams();
         }
         message.gauges = publisher.gauge_update();

@@ -136,6 +136,35 @@ async fn a_changed_entry_of_the_file_ends_runtime_changes_at_all_balancers() {
     other.until(&names[0], "draining", 1.0).await;
 }
 
+/// As with a reload; the process before knows the file before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_entry_ends_runtime_changes_with_an_upgrade() {
+    let (redis, engines) = (Redis::start(&[]).await, engines(2).await);
+    let setup = Setup::over(&engines, &format!("redis: {}", redis.url()));
+    let running = setup.start().await;
+    let names = names(&engines);
+    let body = json!({"drain": true}).to_string();
+    for name in &names {
+        let patch =
+            wire::request("PATCH", &format!("/admin/upstreams/{name}"), &[wire::JSON], body.as_bytes());
+        let patch = wire::with_host(&patch, &running.admin);
+        Wire::connect(&running.admin).await.ask(patch).await.expect(200);
+        eventually("it is written", async || {
+            (redis.count(&["HEXISTS", MEMBERS, name]).await == 1).then_some(())
+        })
+        .await;
+    }
+    let changed = format!("{}, {{url: '{}', max_active: 9}}", engines[0].url(), engines[1].url());
+    setup.write(&changed, &format!("redis: {}", redis.url()));
+    let next = setup.upgrade().await;
+    let state = async |name: &str| {
+        let row = next.admin(&format!("/admin/upstreams/{name}")).await.expect(200).json();
+        row["state"].as_str().unwrap_or_default().to_string()
+    };
+    eventually("the changed one is ready", async || (state(&names[1]).await == "ready").then_some(())).await;
+    assert_eq!(state(&names[0]).await, "draining");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_the_file_names_again_is_not_drained_or_removed() {
     let (redis, engines) = (Redis::start(&[]).await, engines(3).await);
@@ -181,6 +210,32 @@ async fn an_upstream_that_is_drained_elsewhere_starts_drained() {
     );
     one.change("PATCH", &names[1], json!({"drain": false})).await.expect(200);
     other.until(&names[1], "ready", 1.0).await;
+}
+
+/// A new server is drained at the first balancer whose file names it, before the others read theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_just_after_the_reload_of_another_balancer_lasts() {
+    let (redis, engines) = (Redis::start(&[]).await, engines(5).await);
+    let (all, names) = (settings(&engines, &redis), names(&engines));
+    let first = |count: usize| {
+        let mut config = all.clone();
+        config.upstreams.truncate(count);
+        config
+    };
+    let [one, other] = pair(&first(1)).await;
+    for (at, name) in names.iter().enumerate().skip(1) {
+        one.reload(first(at + 1)).await;
+        one.until(name, "ready", 1.0).await;
+        one.change("PATCH", name, json!({"drain": true})).await.expect(200);
+        eventually("the drain is written", async || {
+            (redis.count(&["HEXISTS", MEMBERS, name]).await == 1).then_some(())
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        other.reload(first(at + 1)).await;
+        other.until(name, "draining", 1.0).await;
+        assert_eq!(one.row(name).await.0, "draining");
+    }
 }
 
 /// Without siblings a reload agrees with a restart, too.
