@@ -41,8 +41,11 @@ const MAX_RECEIVE_TIME: Duration = Duration::from_secs(5);
 /// The largest state in bytes: more than 16 million blocks.
 const MAX_STATE_BYTES: usize = 160 << 20;
 
-/// The largest frame in bytes.
+/// The largest frame with chains in bytes.
 const MAX_FRAME_BYTES: usize = 16 << 20;
+
+/// The largest frame with records in bytes: 10,000 names with long lists of models.
+const MAX_RECORDS_BYTES: usize = 256 << 20;
 
 /// The frames that are built before they are sent.
 const MAX_WAITING_FRAMES: usize = 4;
@@ -134,13 +137,13 @@ async fn send_frame(stream: &mut UnixStream, frame: &[u8]) -> io::Result<()> {
 pub async fn receive(mut stream: UnixStream) -> io::Result<ReceivedState> {
     let deadline = Instant::now() + MAX_RECEIVE_TIME;
     stream.write_u8(1).await?;
-    let first =
-        timeout_at(deadline, receive_frame(&mut stream)).await.map_err(|_| io::ErrorKind::TimedOut)?;
+    let first = timeout_at(deadline, receive_frame(&mut stream, MAX_RECORDS_BYTES)).await;
+    let first = first.map_err(|_| io::ErrorKind::TimedOut)?;
     let members = serde_json::from_slice(&first?)?;
     let mut received = ReceivedState { members, ..ReceivedState::default() };
     let mut bytes = 0;
     while bytes < MAX_STATE_BYTES {
-        match timeout_at(deadline, receive_frame(&mut stream)).await {
+        match timeout_at(deadline, receive_frame(&mut stream, MAX_FRAME_BYTES)).await {
             Ok(Ok(frame)) if frame.is_empty() => {
                 received.is_whole = true;
                 break;
@@ -156,9 +159,9 @@ pub async fn receive(mut stream: UnixStream) -> io::Result<ReceivedState> {
     Ok(received)
 }
 
-async fn receive_frame(stream: &mut UnixStream) -> io::Result<Vec<u8>> {
+async fn receive_frame(stream: &mut UnixStream, max_bytes: usize) -> io::Result<Vec<u8>> {
     let length = stream.read_u32().await? as usize;
-    if length > MAX_FRAME_BYTES {
+    if length > max_bytes {
         return Err(io::Error::other("a frame is too long"));
     }
     let mut frame = vec![0; length];
@@ -266,6 +269,18 @@ mod tests {
         let (mut there, here) = UnixStream::pair().expect("a pair");
         there.write_all(b"\0\0\0\x02no").await.expect("sent");
         assert!(receive(here).await.is_err(), "without records there is no state");
+    }
+
+    #[tokio::test]
+    async fn takes_records_that_are_longer_than_a_frame_of_chains() {
+        let text = format!("7 {}", "x".repeat(MAX_FRAME_BYTES));
+        let known = members(&[("a", &text)], &[]);
+        let (mut there, here) = UnixStream::pair().expect("a pair");
+        let receiving = tokio::spawn(receive(here));
+        send_frame(&mut there, &serde_json::to_vec(&known).expect("is JSON")).await.expect("sent");
+        send_frame(&mut there, &[]).await.expect("sent");
+        let received = receiving.await.expect("no panic").expect("the records came");
+        assert_eq!((received.members == known, received.is_whole), (true, true));
     }
 
     #[tokio::test(start_paused = true)]

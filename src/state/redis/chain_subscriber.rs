@@ -77,8 +77,13 @@ impl SiblingExchange {
             }
             let start = now();
             let answer = link.call(&command, READ_BLOCK_TIME + COMMAND_TIMEOUT).await?;
-            let mut is_full = false;
-            for (key, entries) in reply::read(&answer) {
+            let (mut is_full, read) = (false, reply::read(&answer));
+            if read.is_empty() {
+                // A stream that was emptied, and begins with lower ids again, has no entry behind the last.
+                self.catch_up_chains(subscriber, link).await?;
+                continue;
+            }
+            for (key, entries) in read {
                 let mut streams = self.streams.chains.iter().zip(&mut subscriber.last);
                 let found = streams.find(|(chains, _)| chains.stream.key == key);
                 let (Some((chains, last)), Some(newest)) = (found, entries.last()) else { continue };

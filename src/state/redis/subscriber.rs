@@ -76,7 +76,11 @@ impl SiblingExchange {
             let answer = link.call(&command, READ_BLOCK_TIME + COMMAND_TIMEOUT).await?;
             let entries = reply::read(&answer).into_iter().flat_map(|(_, entries)| entries);
             let entries: Vec<StreamEntry<'_>> = entries.collect();
-            let Some(newest) = entries.last().map(|entry| entry.id) else { continue };
+            let Some(newest) = entries.last().map(|entry| entry.id) else {
+                // A stream that was emptied, and begins with lower ids again, has no entry behind the last.
+                self.catch_up(subscriber, link).await?;
+                continue;
+            };
             let is_full = entries.len() >= MAX_READ_ENTRIES;
             if is_full && self.clock().age(newest, now()) > MAX_GAUGE_LAG {
                 self.receive_newest_gauges(subscriber, link).await?;

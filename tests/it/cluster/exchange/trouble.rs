@@ -94,6 +94,24 @@ async fn flushed_and_cut_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn flushed_after_ids_far_in_the_future() {
+    let redis = Redis::start(&[]).await;
+    let (a, b) = pair(&redis).await;
+    for key in ["vllm-lb:{lb}:stream", "vllm-lb:{lb}:chains"] {
+        redis.ask(&["XADD", key, "99999999999999-0", "d", "x"]).await;
+    }
+    let chain: Vec<u64> = (1..20).collect();
+    a.send("u1", &chain);
+    b.until_held("u1", &chain, 19).await;
+    right_again(&a, &b, 10).await;
+    redis.ask(&["FLUSHALL"]).await;
+    right_again(&a, &b, 20).await;
+    let chain: Vec<u64> = (101..120).collect();
+    a.send("u1", &chain);
+    b.until_held("u1", &chain, 19).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn full() {
     let redis = Redis::start(&[]).await;
     let (a, b) = pair(&redis).await;
