@@ -285,11 +285,12 @@ impl RunningBalancer {
         let mut count = 0;
         for (name, text) in received.members.lasting(&config.upstreams) {
             let applied = text.text.clone();
-            let may_be_shared = || MemberRecord::read(&applied).is_ok_and(|record| record.has_no_key());
-            if config.redis.is_some() && !may_be_shared() {
-                self.observer.member_unusable(&name, "its api_key would stand in Redis in clear");
+            let read = MemberRecord::read(&applied);
+            let fault = read.and_then(|record| record.check_shareable().map_err(str::to_owned)).err();
+            if let Some(why) = fault.filter(|_| config.redis.is_some()) {
+                self.observer.member_unusable(&name, &why);
             } else if self.applier.members.adopt(&name, text) {
-                self.applier.apply(&name, None, &applied, false).await;
+                self.applier.apply(&name, None, &applied).await;
                 count += 1;
             }
         }

@@ -52,8 +52,9 @@ impl RecordApplier {
         RecordApplier { fleet, config, members: members.clone(), observer: observer.clone() }
     }
 
-    /// Applies a record in place of `before`. `is_foreign`: it may come from another machine.
-    pub async fn apply(&self, name: &str, before: Option<&str>, text: &str, is_foreign: bool) {
+    /// Applies a record in place of `before`. With a Redis it may come from another machine.
+    pub async fn apply(&self, name: &str, before: Option<&str>, text: &str) {
+        let is_foreign = self.config.load().redis.is_some();
         let before = before.and_then(|text| MemberRecord::read(text).ok()).unwrap_or_default();
         match MemberRecord::read(text).and_then(|record| checked(name, record, is_foreign)) {
             Ok(record) => self.carry_out(name, &before, record).await,
@@ -152,7 +153,7 @@ impl MemberFollower {
     pub async fn take_over(&mut self, all: MemberTexts) {
         for (name, text) in all.iter().filter(|(name, text)| self.known.get(*name) != Some(*text)) {
             let before = self.known.get(name).map(String::as_str);
-            self.applier.apply(name, before, text, true).await;
+            self.applier.apply(name, before, text).await;
         }
         self.known = all;
     }
@@ -171,7 +172,7 @@ impl MemberFollower {
             }
             let Some(text) = self.applier.members.get(name) else { continue };
             match before {
-                None => self.applier.apply(name, None, &text, false).await,
+                None => self.applier.apply(name, None, &text).await,
                 Some(_) if MemberRecord::read(&text).is_ok_and(|member| member.removed) => {
                     // The name has a record already, so there is room.
                     let _ = self.applier.members.put(name, MemberRecord::default().write());

@@ -71,7 +71,7 @@ impl MemberRecord {
     }
 
     /// Whether the record has no key in clear.
-    pub fn has_no_key(&self) -> bool {
+    fn has_no_key(&self) -> bool {
         self.upstream.as_ref().is_none_or(|upstream| upstream.api_key.is_none())
     }
 

@@ -77,8 +77,9 @@ fn entry(value: &Value) -> Option<StreamEntry<'_>> {
 /// Parses the answer of `TIME`.
 pub fn time(value: &Value) -> Option<Duration> {
     let [seconds, micros] = items(value) else { return None };
-    let number = |value: &Value| text(value)?.parse::<u64>().ok();
-    Duration::from_secs(number(seconds)?).checked_add(Duration::from_micros(number(micros)?))
+    // What is later than any clock would overflow where times are added to it.
+    let number = |value: &Value| text(value)?.parse::<u32>().ok().map(u64::from);
+    Some(Duration::from_secs(number(seconds)?) + Duration::from_micros(number(micros)?))
 }
 
 /// Parses a number of entries; an unexpected value is none.
