@@ -241,13 +241,18 @@ impl ProbeDuty {
         }
     }
 
+    /// Records the start of an own probe, which settles the doubts so far. What a request or a sibling
+    /// reports while the probe is in flight needs another one.
+    pub fn begin_probe(&mut self) {
+        self.doubt = None;
+    }
+
     /// Records the end of an own probe; `draw` is random, in 0..1. Returns what to do with the result.
     pub fn probed(&mut self, good: bool, view: &DutyView<'_>, draw: f64) -> ProbeShare {
         let turned = self.probed.is_some_and(|(_, before)| before != good);
         let follows = self.follows(view).is_some();
         let is_prober = self.is_prober(view);
         self.probed = Some((view.now, good));
-        self.doubt = None;
         self.draw = draw.clamp(0.0, 1.0);
         // Probes of an unsure upstream come often; a report of each one would say nothing new.
         let due = |published: Instant| {

@@ -78,6 +78,7 @@ async fn first_turn(upstream: Arc<Upstream>, circle: &mut watch::Receiver<Arc<Pr
         () = upstream.live.wake.notified() => {}
     }
     circle.mark_unchanged();
+    upstream.live.duty().begin_probe();
     ProbeTurn { upstream, doubts: true, models: Arc::default(), fetch_version: true }
 }
 
@@ -100,11 +101,12 @@ async fn next_turn(
                 models: entry.models.clone(),
                 fetch_version: !entry.is_ready() || entry.version.is_none(),
             };
+            if due <= now() {
+                duty.begin_probe();
+                return Some(turn);
+            }
             (due, turn)
         };
-        if due <= now() {
-            return Some(turn);
-        }
         tokio::select! {
             () = tokio::time::sleep_until(due.into()) => {}
             () = turn.upstream.live.wake.notified() => {}

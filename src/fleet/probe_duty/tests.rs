@@ -14,7 +14,9 @@ enum DutyStep {
     /// The siblings from now on; none while Redis is away.
     Siblings(&'static [u64]),
     Condition(UpstreamCondition),
-    /// An own probe ends.
+    /// An own probe begins.
+    Begin,
+    /// An own probe ends; one that did not begin before has taken no time.
     Probed(bool),
     /// A sibling's report comes, on a probe of this moment.
     Heard(u64, bool),
@@ -22,7 +24,7 @@ enum DutyStep {
     Doubt,
 }
 
-use DutyStep::{Condition, Doubt, Heard, Probed, Siblings};
+use DutyStep::{Begin, Condition, Doubt, Heard, Probed, Siblings};
 
 /// A balancer, an upstream and a clock.
 struct DutyScene {
@@ -32,6 +34,7 @@ struct DutyScene {
     balancers: LiveBalancers,
     condition: UpstreamCondition,
     key: u64,
+    is_probing: bool,
 }
 
 impl DutyScene {
@@ -47,7 +50,7 @@ impl DutyScene {
         let start = Instant::now();
         let balancers = LiveBalancers { own: 1, siblings: Vec::new() };
         let duty = ProbeDuty::new(start, MIDDLE);
-        DutyScene { duty, start, now: start, balancers, condition: Works, key }
+        DutyScene { duty, start, now: start, balancers, condition: Works, key, is_probing: false }
     }
 
     fn step(&mut self, at: u64, step: DutyStep) -> Option<ProbeShare> {
@@ -58,7 +61,16 @@ impl DutyScene {
         match step {
             Siblings(ids) => self.balancers.siblings = ids.to_vec(),
             Condition(condition) => self.condition = condition,
-            Probed(good) => return Some(self.duty.probed(good, &view, MIDDLE)),
+            Begin => {
+                self.duty.begin_probe();
+                self.is_probing = true;
+            }
+            Probed(good) => {
+                if !std::mem::take(&mut self.is_probing) {
+                    self.duty.begin_probe();
+                }
+                return Some(self.duty.probed(good, &view, MIDDLE));
+            }
             Heard(from, good) => drop(self.duty.heard(from, good, self.now, &view)),
             Doubt => self.duty.doubt(self.now),
         }
@@ -149,6 +161,21 @@ const TABLE: &[(&str, &[u64], DutyScript, u64)] = &[
         &[2, 1],
         &[(0, Siblings(&[2])), (0, Probed(true)), (1000, Heard(2, true)), (1200, Doubt)],
         1200,
+    ),
+    (
+        "a request fails while a probe is in flight that began before",
+        &[2, 1],
+        &[
+            (0, Siblings(&[2])),
+            (0, Probed(true)),
+            (1000, Heard(2, true)),
+            (1200, Doubt),
+            (1200, Begin),
+            (1201, Doubt),
+            (1202, Probed(true)),
+            (1210, Heard(2, true)),
+        ],
+        1252,
     ),
     (
         "many requests fail: not more often than the least interval",
