@@ -443,7 +443,10 @@ impl State {
         }
         self.tails().forget(&emptied);
         if self.derives_limit {
-            self.index.set_limit(index_limit(upstreams.by_id.values().map(|upstream| upstream.limit)));
+            let limit = index_limit(upstreams.by_id.values().map(|upstream| upstream.limit));
+            // Evicting takes a while, and requests need the list meanwhile.
+            drop(upstreams);
+            self.index.set_limit(limit);
         }
     }
 

@@ -35,7 +35,7 @@ pub fn last_stored(length: usize) -> usize {
 }
 
 /// Returns the number of blocks that the stored block at this depth stands for.
-pub fn stored_weight(depth: usize) -> usize {
+pub const fn stored_weight(depth: usize) -> usize {
     if depth > DENSE_BLOCKS { THIN_STRIDE } else { 1 }
 }
 

@@ -8,10 +8,13 @@ use super::holdings::{Holdings, PairWeight, Tick, is_after};
 use super::oldest::OldestColumns;
 use super::receipt::Receipt;
 use super::{Columns, IndexLeaf, MAX_COLUMNS, Slot};
-use crate::prompt::chain::thinning::{last_stored, stored, stored_count, stored_depth};
+use crate::prompt::chain::thinning::{last_stored, stored, stored_count, stored_depth, stored_weight};
 
 /// The largest number of pairs that one step evicts, where eviction can be done in steps.
 const MAX_HOLDINGS_PER_STEP: usize = 1024;
+
+/// The largest weight of a pair.
+const MAX_PAIR_WEIGHT: usize = stored_weight(usize::MAX);
 
 /// The number of pairs of condemned columns that each `learn` removes, beside twice its new pairs.
 const SWEPT_HOLDINGS: usize = 32;
@@ -214,7 +217,8 @@ impl Writer {
         let new = self.path.len();
         self.trim(blocks, column, 2 * new + MAX_HOLDINGS_PER_STEP);
         self.sweep(blocks, 2 * new + SWEPT_HOLDINGS);
-        self.trim_all(blocks, usize::MAX);
+        // A pair weighs at least one block, so at least what is new here is evicted.
+        self.trim_all(blocks, MAX_PAIR_WEIGHT * new + MAX_HOLDINGS_PER_STEP);
         blocks.settle(&mut self.table, SETTLED_BLOCKS);
         Receipt { column, tick: self.tick, learned, held, end }
     }

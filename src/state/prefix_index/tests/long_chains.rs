@@ -138,6 +138,25 @@ fn learning_a_tail_touches_a_bounded_number_of_entries() {
     assert!(sent[..2].iter().all(|cost| *cost < 100) && sent[2] < 400, "{sent:?}");
 }
 
+/// The limit of all pairs falls, as when upstreams leave: a request between two steps does a few of them.
+#[test]
+fn a_request_does_not_wait_for_a_lowered_limit() {
+    const FEWER: usize = 1000;
+    let index = Index::new(1 << 20, 1);
+    let at = slots(&index, 4);
+    for number in 0..1000 {
+        let chain: Vec<u64> = (1..=24u64).map(|block| scatter((number + 1) << 40 | block)).collect();
+        index.learn(&chain, None, at[number as usize % 4]);
+    }
+    assert!(index.writer().limit_all(&index.blocks, FEWER), "there are more steps");
+    let before = index.size().pairs;
+    let cost = touches(&index, || index.learn(&[7, 8, 9], None, at[0]));
+    assert!(cost < 100_000, "{cost}");
+    assert!((FEWER..before - 1000).contains(&index.size().pairs), "{} of {before}", index.size().pairs);
+    index.set_limit(FEWER);
+    assert!(index.size().pairs <= FEWER);
+}
+
 #[test]
 fn counts_the_blocks_that_are_not_stored() {
     const END: Option<u64> = Some(1 << 60);
