@@ -45,6 +45,8 @@ impl SiblingExchange {
                     self.observer.trim_refused(&failure.text, !was_refused);
                     was_refused = true;
                 }
+                // No writes are accepted at present, as the publisher reports. Reading goes on.
+                Err(failure) if failure.is_full() => {}
                 other => other?,
             }
         }
@@ -75,6 +77,14 @@ impl SiblingExchange {
         if failure.kind != RedisFailureKind::OutOfMemory {
             return Ok(false);
         }
+        match self.make_room(link).await {
+            // As without anything to remove: this balancer may not trim, or no writes are accepted.
+            Err(failure) if failure.is_full() || failure.kind == RedisFailureKind::Refused => Ok(false),
+            other => other,
+        }
+    }
+
+    async fn make_room(&self, link: &mut RedisLink) -> Result<bool, RedisFailure> {
         let before = *self.relieved_at();
         if before.is_some_and(|before| now().saturating_duration_since(before) < RELIEF_TIME) {
             tokio::time::sleep(RELIEF_TIME).await;
