@@ -101,6 +101,11 @@ impl ChainRequests {
         due.map(|(_, request)| request).collect()
     }
 
+    /// Whether this balancer has answered a request for the chain within `REPEAT_TIME`.
+    pub fn has_answered(&mut self, upstream: &str, hash: u64, now: Instant) -> bool {
+        self.answered.contains(chain_number(upstream, hash), now)
+    }
+
     /// Whether to answer a sibling's request to this balancer; `true` once for each chain in `REPEAT_TIME`.
     pub fn begin_answer(&mut self, upstream: &str, hash: u64, now: Instant) -> bool {
         self.answered.insert(chain_number(upstream, hash), now)

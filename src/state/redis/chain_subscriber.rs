@@ -15,7 +15,7 @@ use super::subscriber::MIN_READ_INTERVAL;
 use super::work_slice::WorkSlice;
 use super::{READ_BLOCK_TIME, SiblingExchange, now};
 use crate::state::exchange::{
-    ChainAdmission, ChainRequest, ChainUpdate, Message, OutboxEvent, WaitingRequest,
+    ChainAdmission, ChainRequest, ChainUpdate, Message, Outbox, OutboxEvent, WaitingRequest,
 };
 
 /// The largest number of entries of one stream in one read. A message of chains has up to 64 KiB, and Redis
@@ -157,24 +157,27 @@ impl SiblingExchange {
 
     /// Notes a sibling's request for a whole chain, and answers a request to this balancer.
     pub(super) fn receive_chain_request(&self, request: &ChainRequest<'_>) {
+        let ChainRequest { balancer, upstream, hash } = *request;
         let now = now();
-        let mut requests = self.chain_requests();
-        requests.see_request(request, now);
-        let is_mine = request.balancer == self.id;
-        if is_mine && requests.begin_answer(request.upstream, request.hash, now) {
-            drop(requests);
-            self.publish_chain(request.upstream, request.hash);
+        let is_answered = {
+            let mut requests = self.chain_requests();
+            requests.see_request(request, now);
+            balancer != self.id || requests.has_answered(upstream, hash, now)
+        };
+        // Only an answer counts: the next request for a chain without one is not a repeated one.
+        if !is_answered
+            && let Some((waiting, answer)) = self.chain_answer(upstream, hash)
+            && self.chain_requests().begin_answer(upstream, hash, now)
+        {
+            waiting.put(answer);
         }
     }
 
-    /// Publishes a whole chain that a sibling has requested.
-    fn publish_chain(&self, upstream: &str, hash: u64) {
-        let Some(chain) = self.memory.chain_to(upstream, hash) else { return };
-        let Some(opening) = chain.first() else { return };
-        // There must be room for the chains of requests; the sibling will repeat its request.
-        let waiting = &self.streams.of_opening(*opening).waiting;
-        if waiting.has_room() {
-            waiting.put(OutboxEvent::chain(upstream, None, 0, &chain, None));
-        }
+    /// Returns the event of a whole chain that a sibling has requested, and where it is to wait; `None` when
+    /// the chain is unknown, or chains of requests need the room. The sibling will repeat its request.
+    fn chain_answer(&self, upstream: &str, hash: u64) -> Option<(&Outbox, OutboxEvent)> {
+        let chain = self.memory.chain_to(upstream, hash)?;
+        let waiting = &self.streams.of_opening(*chain.first()?).waiting;
+        waiting.has_room().then(|| (waiting, OutboxEvent::chain(upstream, None, 0, &chain, None)))
     }
 }
