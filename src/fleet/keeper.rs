@@ -50,6 +50,8 @@ pub struct Keeper {
     /// The records differ from the snapshot.
     changed: bool,
     published_at: Instant,
+    /// The ends of trips up to this time have woken waiting requests.
+    trips_ended: Instant,
 }
 
 impl Keeper {
@@ -68,6 +70,7 @@ impl Keeper {
             touched: Vec::new(),
             changed: false,
             published_at: now(),
+            trips_ended: now(),
         };
         for config in &config.upstreams {
             let upstream = keeper.new_upstream(config)?;
@@ -87,7 +90,7 @@ impl Keeper {
         all.into_iter().for_each(|upstream| self.start_prober(upstream, count));
         let mut messages = Vec::with_capacity(MAX_BATCH);
         loop {
-            let trip_end = self.records.next_trip_end(now());
+            let trip_end = self.records.next_trip_end(self.trips_ended);
             let publish_at = self.changed.then(|| self.published_at + MIN_PUBLISH_INTERVAL);
             tokio::select! {
                 count = self.inbox.recv_many(&mut messages, MAX_BATCH) => {
@@ -99,11 +102,7 @@ impl Keeper {
                 }
                 () = sleep_until(publish_at) => self.publish_changes(),
                 // One trial request may be sent.
-                () = sleep_until(trip_end) => {
-                    self.publish_changes();
-                    self.touched.extend(self.records.tripped_until(now()));
-                    self.wake_waiters();
-                }
+                () = sleep_until(trip_end) => self.end_trips(),
                 Some(_) = self.tasks.join_next(), if !self.tasks.is_empty() => {}
                 _ = stop.wait_for(|stopping| *stopping) => break,
             }
@@ -144,6 +143,14 @@ impl Keeper {
             self.publish();
             self.wake_waiters();
         }
+    }
+
+    /// Wakes the requests that wait for upstreams whose trips have ended.
+    fn end_trips(&mut self) {
+        self.publish_changes();
+        self.trips_ended = now();
+        self.touched.extend(self.records.tripped_until(self.trips_ended));
+        self.wake_waiters();
     }
 
     /// As `publish_changes`, but not too soon after the last snapshot.

@@ -120,9 +120,9 @@ impl UpstreamRecords {
         self.trips.extend(ends.map(|ends| (ends, id)));
     }
 
-    /// Returns when the next trip ends.
-    pub fn next_trip_end(&self, now: Instant) -> Option<Instant> {
-        self.trips.range((now, usize::MAX)..).next().map(|(ends, _)| *ends)
+    /// Returns when the next trip after this time ends, which may be past.
+    pub fn next_trip_end(&self, after: Instant) -> Option<Instant> {
+        self.trips.range((after, usize::MAX)..).next().map(|(ends, _)| *ends)
     }
 
     /// Returns the tripped upstreams whose trips have ended.
