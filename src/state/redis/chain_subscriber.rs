@@ -20,7 +20,7 @@ use crate::state::exchange::{
 
 /// The largest number of entries of one stream in one read. A message of chains has up to 64 KiB, and Redis
 /// holds the answers to all readers in its memory.
-const MAX_READ_ENTRIES: usize = 16;
+const MAX_READ_ENTRIES: usize = 64;
 
 /// The largest number of entries in one read of a tail.
 const TAIL_PAGE_ENTRIES: usize = 64;

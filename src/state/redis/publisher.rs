@@ -72,6 +72,8 @@ impl Publisher {
     /// Makes the next message complete: siblings may have missed earlier ones.
     pub fn republish_all(&mut self) {
         self.whole = true;
+        // Their ages were computed when they were taken: an outage has made them stale.
+        self.reports.clear();
     }
 
     /// Reads the present load. Returns whether it differs from the published load, and whether any is in

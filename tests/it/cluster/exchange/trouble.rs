@@ -172,3 +172,27 @@ async fn a_failover_is_followed() {
     right_again(&a, &b, 9).await;
     assert_eq!(settings(&url, "a").url.database, 2);
 }
+
+/// The ids of the connections that wait for entries of streams.
+async fn readers(redis: &Redis) -> Vec<String> {
+    let redis::Value::BulkString(list) = redis.ask(&["CLIENT", "LIST"]).await else { panic!("is a text") };
+    let list = String::from_utf8(list).expect("is a text");
+    let reading = list.lines().filter(|line| line.contains("cmd=xread"));
+    reading.filter_map(|line| line.split(' ').next()).map(str::to_string).collect()
+}
+
+/// No write is accepted, not even a trim: the readers keep their connections.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_replicas_that_writes_need() {
+    let redis = Redis::start(&[]).await;
+    let (a, b) = pair(&redis).await;
+    let before = readers(&redis).await;
+    assert!(!before.is_empty());
+    redis.ask(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    until_trouble(2).await;
+    // Longer than the interval between two trims.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(readers(&redis).await.iter().any(|id| before.contains(id)), "all readers have connected again");
+    redis.ask(&["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
+    right_again(&a, &b, 30).await;
+}
