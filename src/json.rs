@@ -31,26 +31,29 @@ mod scalar;
 mod slice;
 mod space;
 mod text;
-pub mod work;
+pub(crate) mod work;
 
-pub use self::bytes::{WINDOW_BYTES, string_end, windows};
-pub use self::chunks::{ChunkVisitor, ChunkWalker};
-pub use self::cursor::{EndOfJson, JsonCursor, JsonList, ObjectSlots, RawValue, each};
-pub use self::growing::{
-    ContainerSkip, GrowingObject, GrownValue, MemberKind, MemberSink, ScanProgress, ValueMeter,
+pub(crate) use self::bytes::{WINDOW_BYTES, string_end, windows};
+pub(crate) use self::chunks::{ChunkVisitor, ChunkWalker};
+pub(crate) use self::cursor::{EndOfJson, JsonCursor, JsonList, ObjectSlots, RawValue, each};
+pub use self::growing::ScanProgress;
+pub(crate) use self::growing::{
+    ContainerSkip, GrowingObject, GrownValue, MemberKind, MemberSink, ValueMeter,
 };
-pub use self::minify::Minifier;
-pub use self::object::{
+pub(crate) use self::minify::Minifier;
+pub(crate) use self::object::{
     JsonMember, JsonObject, document, document_with, inside, is_empty_list, is_empty_object, items, object,
     read_object, text,
 };
-pub use self::scalar::ScalarKind;
-pub use self::slice::{
+pub(crate) use self::scalar::ScalarKind;
+pub(crate) use self::slice::{
     JsonResult, MAX_KEY_BYTES, MAX_MEMBERS, ReadFault, Span, has_at_most, read_value, value_end,
     visit_structure, walk, walk_raw, walk_rest,
 };
-pub use self::space::{is_space, skip_space, trim_end};
-pub use self::text::{ByteSink, ShortText, code_unit, decode, escape, is_undecided, lone_unit, unescape};
+pub(crate) use self::space::{is_space, skip_space, trim_end};
+pub(crate) use self::text::{
+    ByteSink, ShortText, code_unit, decode, escape, is_undecided, lone_unit, unescape,
+};
 
 /// Whether Python would read this body as UTF-16 or UTF-32, by a mark or by the zeros in its first four
 /// bytes. Such a body is not followed here. In UTF-8 no JSON has a zero there.

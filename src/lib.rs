@@ -35,6 +35,8 @@
 //! guard), `outcome` how it ended, `snapshot` immutable view of the fleet, `reject` any refusal of our own,
 //! `knob` a tunable of `pick`, `balancer` one running vllm-lb, `sibling` another one on the same Redis.
 
+#![warn(unreachable_pub)]
+
 pub mod admin;
 pub mod aggregate;
 pub mod app;

@@ -8,18 +8,18 @@ use crate::fleet::FleetChangeError;
 use crate::traces::store::StoreError;
 
 /// The status and the error of a rejected call.
-pub struct AdminReject(pub StatusCode, pub Value);
+pub(super) struct AdminReject(pub StatusCode, pub Value);
 
 /// The answer to a call.
-pub type AdminResult = Result<Response<Bytes>, AdminReject>;
+pub(super) type AdminResult = Result<Response<Bytes>, AdminReject>;
 
 impl AdminReject {
-    pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
         AdminReject(status, json!({"error": error.into()}))
     }
 
     /// Rejects a call that is written wrongly: status 400.
-    pub fn problem(error: impl Into<String>) -> Self {
+    pub(super) fn problem(error: impl Into<String>) -> Self {
         AdminReject::new(StatusCode::BAD_REQUEST, error)
     }
 }
@@ -48,17 +48,17 @@ impl From<StoreError> for AdminReject {
 }
 
 /// The answer to a call, rejected or not.
-pub fn respond(answered: AdminResult) -> Response<Bytes> {
+pub(super) fn respond(answered: AdminResult) -> Response<Bytes> {
     answered.unwrap_or_else(|AdminReject(status, body)| answer(status, &body))
 }
 
 /// An answer with a JSON body.
-pub fn answer(status: StatusCode, body: &Value) -> Response<Bytes> {
+pub(super) fn answer(status: StatusCode, body: &Value) -> Response<Bytes> {
     typed_answer(status, "application/json", body.to_string().into())
 }
 
 /// An answer with a body of the given content type.
-pub fn typed_answer(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Bytes> {
+pub(super) fn typed_answer(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Bytes> {
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -66,7 +66,7 @@ pub fn typed_answer(status: StatusCode, kind: &'static str, body: Bytes) -> Resp
 }
 
 /// Rejects the method of a call, and lists those that its path has.
-pub fn not_allowed(allow: &'static str) -> Response<Bytes> {
+pub(super) fn not_allowed(allow: &'static str) -> Response<Bytes> {
     let mut refusal = answer(StatusCode::METHOD_NOT_ALLOWED, &json!({"detail": "Method Not Allowed"}));
     refusal.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
     refusal

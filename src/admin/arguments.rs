@@ -9,24 +9,24 @@ use crate::prompt::session::printable;
 use crate::route::api_paths::decode_escapes;
 
 /// A parameter of the query; `""` when it stands there without a value.
-pub fn parameter<'r>(request: &'r Request<Bytes>, name: &str) -> Option<&'r str> {
+pub(super) fn parameter<'r>(request: &'r Request<Bytes>, name: &str) -> Option<&'r str> {
     let pairs = request.uri().query()?.split('&');
     let mut pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
     pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
 /// Decodes an id that is percent-encoded in a path.
-pub fn decoded_id(written: &str) -> Result<String, AdminReject> {
+pub(super) fn decoded_id(written: &str) -> Result<String, AdminReject> {
     decode_escapes(written).ok_or_else(|| AdminReject::problem("the id is not percent-encoded UTF-8"))
 }
 
 /// The id under which a session is stored: the label of its recorded requests.
-pub fn stored_id(id: &str) -> String {
+pub(super) fn stored_id(id: &str) -> String {
     printable(id.trim_ascii().as_bytes())
 }
 
 /// The object in the body of a call. An empty body and one that is not JSON count as an empty object.
-pub fn object(request: &Request<Bytes>) -> Result<Map<String, Value>, AdminReject> {
+pub(super) fn object(request: &Request<Bytes>) -> Result<Map<String, Value>, AdminReject> {
     match serde_json::from_slice(request.body()) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(AdminReject::problem("the body must be a JSON object")),
@@ -35,7 +35,7 @@ pub fn object(request: &Request<Bytes>) -> Result<Map<String, Value>, AdminRejec
 }
 
 /// The text of a member of a body; `None` for null and for an empty text.
-pub fn text_member(body: &Map<String, Value>, name: &str) -> Result<Option<String>, AdminReject> {
+pub(super) fn text_member(body: &Map<String, Value>, name: &str) -> Result<Option<String>, AdminReject> {
     match body.get(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone()).filter(|text| !text.is_empty())),
@@ -44,7 +44,7 @@ pub fn text_member(body: &Map<String, Value>, name: &str) -> Result<Option<Strin
 }
 
 /// The session ids in a body; empty when the body has no list of them.
-pub fn session_ids(body: &Map<String, Value>) -> Result<Vec<String>, AdminReject> {
+pub(super) fn session_ids(body: &Map<String, Value>) -> Result<Vec<String>, AdminReject> {
     let wrong = || AdminReject::problem("session_ids must be a list of strings");
     match body.get("session_ids") {
         None | Some(Value::Null) => Ok(Vec::new()),
@@ -57,7 +57,7 @@ pub fn session_ids(body: &Map<String, Value>) -> Result<Vec<String>, AdminReject
 
 /// The part of a list that a call requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct ListRange {
+pub(super) struct ListRange {
     /// Seconds since 1970.
     pub since: Option<f64>,
     /// A number of entries.
@@ -66,7 +66,7 @@ pub struct ListRange {
 
 impl ListRange {
     /// Parses `?since=…&limit=…`.
-    pub fn of_query(request: &Request<Bytes>) -> Result<Self, AdminReject> {
+    pub(super) fn of_query(request: &Request<Bytes>) -> Result<Self, AdminReject> {
         let written = |name| parameter(request, name).map(|text| decode_escapes(text).unwrap_or_default());
         let wrong = |error| AdminReject::new(StatusCode::UNPROCESSABLE_ENTITY, error);
         let since =
@@ -80,7 +80,7 @@ impl ListRange {
     }
 
     /// Parses `since` and `limit` of a body.
-    pub fn of_body(body: &Map<String, Value>) -> Result<Self, AdminReject> {
+    pub(super) fn of_body(body: &Map<String, Value>) -> Result<Self, AdminReject> {
         let member = |name| body.get(name).filter(|value| !value.is_null());
         let since = member("since").map(Value::as_f64);
         let limit = member("limit").map(|limit| match limit {

@@ -19,7 +19,7 @@ use crate::observe::decisions::{CandidateRecord, DecisionRecord, Decisions, KEPT
 const DEFAULT_DECISION_COUNT: usize = 50;
 
 /// Lists the latest decisions, newest first.
-pub fn all(decisions: &Decisions, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) fn all(decisions: &Decisions, request: &Request<Bytes>) -> Response<Bytes> {
     let limit =
         parameter(request, "limit").map_or(Ok(DEFAULT_DECISION_COUNT), integer_in(1..=KEPT_DECISIONS));
     match limit {

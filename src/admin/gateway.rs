@@ -26,13 +26,13 @@ use super::{sessions, traces, workers};
 use crate::route::api_paths::of_session;
 
 /// Whether a path outside of `/admin/` belongs to this API.
-pub fn serves(path: &str) -> bool {
+pub(super) fn serves(path: &str) -> bool {
     let is_session = path.starts_with("/sessions/") && of_session(path).is_none();
     is_session || matches!(path, "/sessions" | "/health/workers") || path.starts_with("/traces/")
 }
 
 /// Answers a call of this API; other paths get 404.
-pub async fn call(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) async fn call(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
     let path = request.uri().path();
     let is_post = request.method() == Method::POST;
     match path {

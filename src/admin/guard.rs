@@ -27,7 +27,7 @@ const FOREIGN_ORIGIN: &str = "the call comes from a web page of another site: ma
 
 /// What protects the listener.
 #[derive(Clone, Copy, Debug)]
-pub enum Protection<'a> {
+pub(super) enum Protection<'a> {
     /// A token, which the caller has sent.
     Token,
     /// The listener's address.
@@ -38,7 +38,7 @@ pub enum Protection<'a> {
 type GuardReject = (StatusCode, &'static str);
 
 /// Rejects calls that a web page may have made.
-pub fn check(request: &Request<Bytes>, protection: Protection<'_>) -> Result<(), GuardReject> {
+pub(super) fn check(request: &Request<Bytes>, protection: Protection<'_>) -> Result<(), GuardReject> {
     if let Protection::Address(address) = protection {
         check_names(request, address)?;
     }

@@ -27,7 +27,7 @@ const MAX_SETTINGS_BYTES: usize = 64 << 10;
 const MAX_FORGOTTEN_AT_ONCE: usize = 256;
 
 /// Answers calls of the list of sessions.
-pub async fn all(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) async fn all(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::GET => respond(list(parts, request).await),
         Method::POST => respond(create(parts, request).await),
@@ -36,7 +36,7 @@ pub async fn all(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes
 }
 
 /// Answers calls of one session and of its traces.
-pub async fn one(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) async fn one(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     let with_traces = written.strip_suffix("/traces").filter(|id| !id.is_empty());
     respond(match (request.method(), with_traces) {
         (&Method::GET, Some(written)) => traces::of_session(parts, written, request).await,
@@ -153,7 +153,7 @@ async fn delete(parts: &AdminParts, written: &str) -> AdminResult {
 }
 
 /// Deletes several sessions.
-pub async fn delete_many(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) async fn delete_many(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
     respond(match object(request).and_then(|body| session_ids(&body)) {
         Ok(ids) => deleted(parts, ids).await,
         Err(reject) => Err(reject),

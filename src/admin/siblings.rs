@@ -9,7 +9,7 @@ use crate::state::exchange::SiblingRow;
 use crate::state::redis::SiblingExchange;
 
 /// Lists the siblings; the list is empty without a Redis.
-pub fn all(exchange: Option<&SiblingExchange>) -> Response<Bytes> {
+pub(super) fn all(exchange: Option<&SiblingExchange>) -> Response<Bytes> {
     let rows = exchange.map(SiblingExchange::rows).unwrap_or_default();
     let body = json!({
         "balancer": exchange.map(|exchange| id(exchange.id())),

@@ -18,7 +18,7 @@ use crate::traces::json::to_json;
 use crate::traces::store::{Store, StoredTrace};
 
 /// The longest time that a flush waits for ended calls to be stored. rllm's clients wait 30 s for an answer.
-pub const MAX_FLUSH: Duration = Duration::from_secs(28);
+pub(super) const MAX_FLUSH: Duration = Duration::from_secs(28);
 
 /// The longest time that a read waits for ended calls to be stored.
 const MAX_READ_FLUSH: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ const MAX_PAGE_TRACES: usize = 512;
 const MAX_PAGE_BYTES: usize = 32 << 20;
 
 /// Answers calls of one trace. `written`: its id as written in the path.
-pub async fn one(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) async fn one(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     if request.method() != Method::GET {
         return not_allowed("GET");
     }
@@ -53,7 +53,7 @@ async fn show(parts: &AdminParts, written: &str) -> AdminResult {
 }
 
 /// Lists the traces of a session, oldest first.
-pub async fn of_session(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> AdminResult {
+pub(super) async fn of_session(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> AdminResult {
     let id = decoded_id(written)?;
     let range = ListRange::of_query(request)?;
     let form = match parameter(request, "format") {
@@ -70,7 +70,7 @@ pub async fn of_session(parts: &AdminParts, written: &str, request: &Request<Byt
 }
 
 /// Lists the traces of several sessions, in the order of the ids; the limit applies to each session.
-pub async fn query(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) async fn query(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
     respond(found(parts, request).await)
 }
 
@@ -87,13 +87,13 @@ async fn found(parts: &AdminParts, request: &Request<Bytes>) -> AdminResult {
 }
 
 /// Answers once every ended call is stored, or once [`MAX_FLUSH`] has passed.
-pub async fn flush(parts: &AdminParts) -> Response<Bytes> {
+pub(super) async fn flush(parts: &AdminParts) -> Response<Bytes> {
     let flushed = bounded(parts.traces.flush()).await;
     respond(flushed.map(|()| answer(StatusCode::OK, &json!({"status": "flushed"}))))
 }
 
 /// Waits until the queued calls are stored, for a bounded time in case the store stays away.
-pub async fn bounded<T>(work: impl Future<Output = T>) -> Result<T, AdminReject> {
+pub(super) async fn bounded<T>(work: impl Future<Output = T>) -> Result<T, AdminReject> {
     let late = |_| {
         let error = format!("traces are not stored after {} s: see the log", MAX_FLUSH.as_secs());
         AdminReject::new(StatusCode::SERVICE_UNAVAILABLE, error)
@@ -102,12 +102,12 @@ pub async fn bounded<T>(work: impl Future<Output = T>) -> Result<T, AdminReject>
 }
 
 /// Waits until ended calls are stored, at most [`MAX_READ_FLUSH`]; a slower store is read as it is.
-pub async fn settle(parts: &AdminParts) {
+pub(super) async fn settle(parts: &AdminParts) {
     timeout(MAX_READ_FLUSH, parts.traces.flush()).await.ok();
 }
 
 /// Shows or sets the version of the weights that is recorded with each call.
-pub async fn weight_version(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) async fn weight_version(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::GET => answer(StatusCode::OK, &json!({"weight_version": parts.traces.weight_version()})),
         Method::POST => respond(set_weight_version(parts, request).await),

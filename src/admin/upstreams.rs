@@ -33,7 +33,7 @@ use crate::fleet::{Fleet, FleetChange, FleetChangeError, SnapshotEntry, Upstream
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 
 /// Answers calls of the list of upstreams.
-pub async fn all(editor: &FleetEditor<'_>, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) async fn all(editor: &FleetEditor<'_>, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::GET => {
             let rows: Vec<Value> = editor.fleet.snapshot().entries.iter().map(row).collect();
@@ -45,7 +45,11 @@ pub async fn all(editor: &FleetEditor<'_>, request: &Request<Bytes>) -> Response
 }
 
 /// Answers calls of one upstream. `written`: its name as written in the path.
-pub async fn one(editor: &FleetEditor<'_>, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) async fn one(
+    editor: &FleetEditor<'_>,
+    written: &str,
+    request: &Request<Bytes>,
+) -> Response<Bytes> {
     let Some(name) = decoded(written) else {
         return respond(Err(AdminReject::problem("the upstream's name is not percent-encoded UTF-8")));
     };
@@ -63,7 +67,7 @@ fn show(fleet: &Fleet, name: &str, status: StatusCode) -> AdminResult {
     Ok(answer(status, &row(entry)))
 }
 
-pub fn is_ready(entry: &SnapshotEntry) -> bool {
+pub(super) fn is_ready(entry: &SnapshotEntry) -> bool {
     entry.state() == UpstreamState::Ready
 }
 
@@ -169,7 +173,7 @@ async fn remove(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) 
 }
 
 /// Parses `?wait=30s`.
-pub fn wait(request: &Request<Bytes>) -> Result<Option<Duration>, AdminReject> {
+pub(super) fn wait(request: &Request<Bytes>) -> Result<Option<Duration>, AdminReject> {
     let Some(written) = parameter(request, "wait") else { return Ok(None) };
     let wait = duration_in(Duration::ZERO..=MAX_WAIT)(written);
     wait.map(Some).map_err(|what| AdminReject::problem(format!("wait: {what}")))

@@ -22,7 +22,7 @@ use crate::route::api_paths::decode_escapes;
 const DEFAULT_SESSION_COUNT: usize = 100;
 
 /// Lists all totals.
-pub fn all(totals: &UsageTotals, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) fn all(totals: &UsageTotals, request: &Request<Bytes>) -> Response<Bytes> {
     let limit =
         parameter(request, "limit").map_or(Ok(DEFAULT_SESSION_COUNT), integer_in(1..=MAX_SESSION_TOTALS));
     let limit = match limit {

@@ -21,7 +21,7 @@ use crate::fleet::{FleetChange, Snapshot, SnapshotEntry};
 const API_PATH: &str = "/v1";
 
 /// Answers calls of the list of workers.
-pub async fn all(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) async fn all(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::GET => answer(StatusCode::OK, &rows(&parts.fleet.snapshot()).into()),
         Method::POST => respond(add(parts, request).await),
@@ -30,7 +30,7 @@ pub async fn all(parts: &AdminParts, request: &Request<Bytes>) -> Response<Bytes
 }
 
 /// Answers calls of one worker.
-pub async fn one(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
+pub(super) async fn one(parts: &AdminParts, written: &str, request: &Request<Bytes>) -> Response<Bytes> {
     match *request.method() {
         Method::DELETE => respond(remove(parts, written, request).await),
         _ => not_allowed("DELETE"),
@@ -38,7 +38,7 @@ pub async fn one(parts: &AdminParts, written: &str, request: &Request<Bytes>) ->
 }
 
 /// Lists all workers and counts those that accept requests.
-pub fn health(parts: &AdminParts) -> Response<Bytes> {
+pub(super) fn health(parts: &AdminParts) -> Response<Bytes> {
     let snapshot = parts.fleet.snapshot();
     let (workers, healthy) = (rows(&snapshot), present(&snapshot).filter(|entry| is_ready(entry)).count());
     let total = workers.len();

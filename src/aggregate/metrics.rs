@@ -129,7 +129,7 @@ pub(super) struct MetricSample<'p> {
 
 impl<'p> MetricsLine<'p> {
     /// Parses a line; `None` for an empty line, a comment or an invalid line.
-    pub fn parse(line: &'p str) -> Option<Self> {
+    pub(super) fn parse(line: &'p str) -> Option<Self> {
         let line = line.trim_start_matches([' ', '\t']);
         if let Some(comment) = line.strip_prefix('#') {
             let (word, rest) = split_blank(comment.trim_start_matches([' ', '\t']));

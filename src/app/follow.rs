@@ -14,7 +14,7 @@ use crate::state::{State, TrackedUpstream};
 const REPUBLISH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Updates the state with every snapshot until `stopped`.
-pub async fn follow(fleet: Arc<Fleet>, state: Arc<State>, mut stopped: watch::Receiver<bool>) {
+pub(super) async fn follow(fleet: Arc<Fleet>, state: Arc<State>, mut stopped: watch::Receiver<bool>) {
     let mut changes = fleet.changes();
     loop {
         publish(&fleet.snapshot(), &state);
@@ -30,7 +30,7 @@ pub async fn follow(fleet: Arc<Fleet>, state: Arc<State>, mut stopped: watch::Re
 }
 
 /// Passes the upstreams of a snapshot to the state.
-pub fn publish(snapshot: &Snapshot, state: &State) {
+pub(super) fn publish(snapshot: &Snapshot, state: &State) {
     let present: Vec<TrackedUpstream<'_>> = snapshot
         .entries
         .iter()

@@ -18,11 +18,11 @@ use crate::state::members::Members;
 const REFRESH_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Records by name.
-pub type MemberTexts = HashMap<String, String>;
+pub(super) type MemberTexts = HashMap<String, String>;
 
 /// Applies records to the fleet.
 #[derive(Clone)]
-pub struct RecordApplier {
+pub(super) struct RecordApplier {
     fleet: Arc<Fleet>,
     /// The running configuration, whose upstreams return when a record is cleared.
     config: Arc<ArcSwap<Config>>,
@@ -31,7 +31,7 @@ pub struct RecordApplier {
 }
 
 /// Applies the changes of the list of members to the fleet.
-pub struct MemberFollower {
+pub(super) struct MemberFollower {
     applier: RecordApplier,
     /// The list as it was last applied.
     known: MemberTexts,
@@ -42,7 +42,7 @@ pub struct MemberFollower {
 // === impl RecordApplier ===
 
 impl RecordApplier {
-    pub fn new(
+    pub(super) fn new(
         fleet: &Arc<Fleet>,
         config: &Arc<ArcSwap<Config>>,
         members: &Arc<Members>,
@@ -53,7 +53,7 @@ impl RecordApplier {
     }
 
     /// Applies a record in place of `before`. With a Redis it may come from another machine.
-    pub async fn apply(&self, name: &str, before: Option<&str>, text: &str) {
+    pub(super) async fn apply(&self, name: &str, before: Option<&str>, text: &str) {
         let is_foreign = self.config.load().redis.is_some();
         let before = before.and_then(|text| MemberRecord::read(text).ok()).unwrap_or_default();
         match MemberRecord::read(text).and_then(|record| checked(name, record, is_foreign)) {
@@ -117,12 +117,12 @@ fn changes(
 // === impl MemberFollower ===
 
 impl MemberFollower {
-    pub fn new(applier: RecordApplier) -> Self {
+    pub(super) fn new(applier: RecordApplier) -> Self {
         MemberFollower { applier, known: HashMap::new(), met: HashMap::new() }
     }
 
     /// Applies the records as they change until `stop`; `changed` has the list of the siblings.
-    pub async fn follow(
+    pub(super) async fn follow(
         mut self,
         mut changed: Option<watch::Receiver<MemberTexts>>,
         mut stop: watch::Receiver<bool>,
@@ -150,7 +150,7 @@ impl MemberFollower {
     }
 
     /// Applies the records that differ from the known ones.
-    pub async fn take_over(&mut self, all: MemberTexts) {
+    pub(super) async fn take_over(&mut self, all: MemberTexts) {
         for (name, text) in all.iter().filter(|(name, text)| self.known.get(*name) != Some(*text)) {
             let before = self.known.get(name).map(String::as_str);
             self.applier.apply(name, before, text).await;

@@ -58,7 +58,7 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    pub fn new(
+    pub(super) fn new(
         load: LoadConfig,
         config: Arc<ArcSwap<Config>>,
         (fleet, changes): (Arc<Fleet>, RuntimeChanges),
@@ -71,12 +71,12 @@ impl Reloader {
     }
 
     /// Returns the running configuration.
-    pub fn config(&self) -> Arc<Config> {
+    pub(super) fn config(&self) -> Arc<Config> {
         self.config.load_full()
     }
 
     /// Reloads once; concurrent calls take turns. Fails with all problems of the new configuration.
-    pub async fn reload(&self) -> Result<Reloaded, Vec<String>> {
+    pub(super) async fn reload(&self) -> Result<Reloaded, Vec<String>> {
         let _turn = self.turn.lock().await;
         let done = self.exchange().await;
         match &done {

@@ -13,7 +13,7 @@ use crate::state::exchange::SiblingLoad;
 
 /// The siblings' load by the name of the upstream.
 #[derive(Default)]
-pub struct SiblingLoads {
+pub(super) struct SiblingLoads {
     by_name: HashMap<Arc<str>, UpstreamLoad>,
     /// The snapshot whose upstreams were set. Weak, so that upstreams that have left are freed.
     snapshot: Weak<Snapshot>,
@@ -25,7 +25,7 @@ pub struct SiblingLoads {
 
 impl SiblingLoads {
     /// Sets the changed loads, and all loads where the snapshot is another one than before.
-    pub fn apply(&mut self, changed: &[(Arc<str>, SiblingLoad)], snapshot: &Arc<Snapshot>) {
+    pub(super) fn apply(&mut self, changed: &[(Arc<str>, SiblingLoad)], snapshot: &Arc<Snapshot>) {
         let is_new = !std::ptr::eq(self.snapshot.as_ptr(), Arc::as_ptr(snapshot));
         for (name, load) in changed {
             let SiblingLoad { active, backlog, context } = *load;

@@ -26,7 +26,7 @@ use crate::state::redis::{ExchangeSettings, SiblingExchange};
 const MAX_START_WAIT: Duration = Duration::from_secs(1);
 
 /// The additional parts of a balancer with a Redis.
-pub struct SiblingSetup {
+pub(super) struct SiblingSetup {
     settings: ExchangeSettings,
     pub outbox: Arc<Outbox>,
     observer: Observer,
@@ -46,7 +46,7 @@ struct BalancerParts {
 
 impl SiblingSetup {
     /// Builds the setup; `None` without a Redis.
-    pub fn new(config: &Config, observer: Observer) -> Option<Self> {
+    pub(super) fn new(config: &Config, observer: Observer) -> Option<Self> {
         let url = config.redis.clone()?;
         let addresses: Vec<String> = config.listen.iter().map(|listen| listen.address.to_string()).collect();
         let settings = ExchangeSettings {
@@ -61,7 +61,12 @@ impl SiblingSetup {
     }
 
     /// Builds the exchange, which starts with `begin`.
-    pub fn meet(self, fleet: Arc<Fleet>, state: Arc<State>, stop: &watch::Receiver<bool>) -> PendingExchange {
+    pub(super) fn meet(
+        self,
+        fleet: Arc<Fleet>,
+        state: Arc<State>,
+        stop: &watch::Receiver<bool>,
+    ) -> PendingExchange {
         let (members, changed) = watch::channel(HashMap::new());
         let parts = Arc::new(BalancerParts {
             fleet: fleet.clone(),
@@ -76,7 +81,7 @@ impl SiblingSetup {
 }
 
 /// An exchange before its start.
-pub struct PendingExchange {
+pub(super) struct PendingExchange {
     pub exchange: Arc<SiblingExchange>,
     fleet: Arc<Fleet>,
     state: Arc<State>,
@@ -87,7 +92,7 @@ pub struct PendingExchange {
 impl PendingExchange {
     /// Starts the exchange and waits at most `MAX_START_WAIT` for the tail of the stream. Requires a
     /// running keeper.
-    pub async fn begin(self, mut follower: MemberFollower, tasks: &mut JoinSet<()>) {
+    pub(super) async fn begin(self, mut follower: MemberFollower, tasks: &mut JoinSet<()>) {
         let PendingExchange { exchange, fleet, state, mut changed, stop } = self;
         // Messages about upstreams apply only when the state has the upstreams' names.
         follow::publish(&fleet.snapshot(), &state);
@@ -100,7 +105,7 @@ impl PendingExchange {
 }
 
 /// Returns how this process makes chains: see `exchange::fingerprint`.
-pub fn fingerprint(config: &Config) -> u64 {
+pub(super) fn fingerprint(config: &Config) -> u64 {
     exchange::fingerprint(canon::FORM_VERSION, config.index.block_bytes)
 }
 

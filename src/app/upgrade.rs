@@ -27,8 +27,8 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-pub use handover_socket::{HandoverSocket, Successor, handle};
-pub use state_transfer::{ReceivedState, StateSource};
+pub(super) use handover_socket::{HandoverSocket, Successor, handle};
+pub(super) use state_transfer::{ReceivedState, StateSource};
 use wire::{HandoverMessage, OfferedListener};
 
 use crate::config::types::Listen;
@@ -44,7 +44,7 @@ const MAX_READY_WAIT: Duration = Duration::from_secs(10);
 /// The purpose of a listening socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum SocketPurpose {
+pub(super) enum SocketPurpose {
     Api,
     Admin,
     Upgrade,
@@ -54,7 +54,7 @@ pub enum SocketPurpose {
 
 impl SocketPurpose {
     /// The name of the purpose in messages and logs.
-    pub fn label(self) -> &'static str {
+    pub(super) fn label(self) -> &'static str {
         match self {
             SocketPurpose::Api => "api",
             SocketPurpose::Admin => "admin",
@@ -67,7 +67,7 @@ impl SocketPurpose {
 /// A listening socket with its configured address, which may differ from the bound one (`localhost:8000`,
 /// port 0).
 #[derive(Debug)]
-pub struct ListeningSocket {
+pub(super) struct ListeningSocket {
     pub serves: SocketPurpose,
     pub address: String,
     pub socket: OwnedFd,
@@ -75,10 +75,10 @@ pub struct ListeningSocket {
 
 /// The inherited sockets that are not in use yet.
 #[derive(Default)]
-pub struct InheritedSockets(Vec<ListeningSocket>);
+pub(super) struct InheritedSockets(Vec<ListeningSocket>);
 
 /// The process that handed over its sockets and waits for `Go`.
-pub struct Predecessor {
+pub(super) struct Predecessor {
     stream: UnixStream,
     pub pid: u32,
     /// The names of the upstreams that are ready in that process.
@@ -88,7 +88,7 @@ pub struct Predecessor {
 }
 
 /// Requests the sockets of the process that listens at `path`.
-pub async fn take_over(path: &Path) -> Result<(InheritedSockets, Predecessor), String> {
+pub(super) async fn take_over(path: &Path) -> Result<(InheritedSockets, Predecessor), String> {
     let shown = path.display();
     let stream = UnixStream::connect(path).await.map_err(|error| {
         format!("no running process hands its sockets over at {shown}: {error}; start without --upgrade")
@@ -129,7 +129,11 @@ async fn take(mut stream: UnixStream) -> Result<(InheritedSockets, Predecessor),
 
 impl InheritedSockets {
     /// Returns a listener over the inherited socket for this address, or over a new one.
-    pub async fn listener(&mut self, serves: SocketPurpose, listen: &Listen) -> Result<Listener, String> {
+    pub(super) async fn listener(
+        &mut self,
+        serves: SocketPurpose,
+        listen: &Listen,
+    ) -> Result<Listener, String> {
         match self.take(serves, &listen.address.to_string()) {
             Some(socket) => Listener::from_inherited(socket, listen),
             None => Listener::bind(listen).await,
@@ -146,7 +150,7 @@ impl InheritedSockets {
 
     /// Closes the sockets that were not used, and removes the files of unix sockets among them: these files
     /// were handed over with their sockets.
-    pub fn close(self) {
+    pub(super) fn close(self) {
         for ListeningSocket { address, .. } in self.0 {
             if let Some(path) = address.strip_prefix("unix:") {
                 std::fs::remove_file(path).ok();
@@ -161,7 +165,7 @@ impl Predecessor {
     /// Waits until every upstream that is ready in the old process is ready here too. The wait is short,
     /// since an upstream may go down meanwhile. Fails when this process lacks some of these upstreams
     /// because their source does not answer: the old process still has them.
-    pub async fn caught_up(&self, fleet: &Fleet) -> Result<(), String> {
+    pub(super) async fn caught_up(&self, fleet: &Fleet) -> Result<(), String> {
         let mut changes = fleet.changes();
         let known = || {
             let snapshot = fleet.snapshot();
@@ -192,7 +196,7 @@ impl Predecessor {
     }
 
     /// Requests the state of that process; fails with the reason when there is none to take over.
-    pub async fn state(&mut self) -> Result<ReceivedState, String> {
+    pub(super) async fn state(&mut self) -> Result<ReceivedState, String> {
         let socket = self.state.take().ok_or("the running process is of a release that hands none over")?;
         let stream = net::UnixStream::from(socket);
         let stream = stream.set_nonblocking(true).and_then(|()| UnixStream::from_std(stream));
@@ -201,7 +205,7 @@ impl Predecessor {
     }
 
     /// Reports that this process accepts, so that the old one may end. Fails when the old process continues.
-    pub async fn go(mut self) -> Result<(), String> {
+    pub(super) async fn go(mut self) -> Result<(), String> {
         let asked = async {
             wire::send(&mut self.stream, &HandoverMessage::Go).await?;
             wire::receive(&mut self.stream).await

@@ -123,12 +123,12 @@ struct PollTask {
 
 impl PolledSource {
     /// Builds the polled form of `source`; `server` holds the connection settings.
-    pub fn new(source: DiscoverySource, server: Arc<Upstream>) -> Self {
+    pub(super) fn new(source: DiscoverySource, server: Arc<Upstream>) -> Self {
         PolledSource { label: source.ask.label(), source, server }
     }
 
     /// Describes the source as an upstream, so that `UpstreamClient` can connect to it.
-    pub fn server(source: &DiscoverySource) -> UpstreamConfig {
+    pub(super) fn server(source: &DiscoverySource) -> UpstreamConfig {
         let url = source.ask.url().clone();
         UpstreamConfig {
             name: source.ask.label(),

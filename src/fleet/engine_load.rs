@@ -50,7 +50,7 @@ pub(super) struct EngineLoad {
 // === impl EngineLoad ===
 
 impl EngineLoad {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         EngineLoad {
             requests: AtomicU64::new(0),
             tokens: AtomicU64::new(0),
@@ -63,7 +63,7 @@ impl EngineLoad {
 
     /// Counts a request that is sent. The average may miss one of two concurrent calls, which is acceptable
     /// for an estimate.
-    pub fn count_sent(&self, tokens: u64) {
+    pub(super) fn count_sent(&self, tokens: u64) {
         self.sent.fetch_add(1, Relaxed);
         let average = match self.average_prompt.load(Relaxed) {
             0 => tokens,
@@ -75,7 +75,7 @@ impl EngineLoad {
     }
 
     /// Returns the requests of other clients at `now`, by `fleet::millis`; none when no valid reading exists.
-    pub fn foreign(&self, now: u64) -> ForeignLoad {
+    pub(super) fn foreign(&self, now: u64) -> ForeignLoad {
         if !self.is_valid(now) {
             return ForeignLoad::default();
         }
@@ -83,7 +83,7 @@ impl EngineLoad {
     }
 
     /// Returns the latest page's load while it is valid.
-    pub fn gauge_report(&self, now: Instant) -> Option<GaugeReport> {
+    pub(super) fn gauge_report(&self, now: Instant) -> Option<GaugeReport> {
         let latest = self.latest.load();
         latest.as_deref().filter(|_| self.is_valid(millis(now))).copied()
     }
@@ -93,19 +93,19 @@ impl EngineLoad {
     }
 
     /// Stores the foreign load, valid until `until`.
-    pub fn set(&self, foreign: ForeignLoad, until: Instant) {
+    pub(super) fn set(&self, foreign: ForeignLoad, until: Instant) {
         self.requests.store(foreign.requests, Relaxed);
         self.tokens.store(foreign.tokens, Relaxed);
         self.valid_until.store(millis(until), Relaxed);
     }
 
     /// Invalidates the stored load.
-    pub fn invalidate(&self) {
+    pub(super) fn invalidate(&self) {
         self.valid_until.store(0, Relaxed);
     }
 
     /// Estimates the tokens of `prompts` foreign prompts.
-    pub fn estimate(&self, prompts: u64) -> u64 {
+    pub(super) fn estimate(&self, prompts: u64) -> u64 {
         let average = match self.average_prompt.load(Relaxed) {
             0 => DEFAULT_PROMPT_TOKENS,
             average => average,

@@ -19,19 +19,19 @@ pub(super) struct UpstreamIdentity {
 }
 
 impl UpstreamIdentity {
-    pub fn new(id: usize, config: &UpstreamConfig) -> Self {
+    pub(super) fn new(id: usize, config: &UpstreamConfig) -> Self {
         let source = ArcSwapOption::new(source(config));
         UpstreamIdentity { id, name: config.name.clone(), source, serves: ArcSwap::default() }
     }
 
     /// Sets the source that discovered the server.
-    pub fn set_source(&self, config: &UpstreamConfig) {
+    pub(super) fn set_source(&self, config: &UpstreamConfig) {
         self.source.store(source(config));
     }
 
     /// Whether a route with these names means this server: by its own name, or by the source that discovered
     /// it.
-    pub fn is_among(&self, names: &RouteNames) -> bool {
+    pub(super) fn is_among(&self, names: &RouteNames) -> bool {
         names.contains(&self.name)
             || self.source.load().as_deref().is_some_and(|source| names.contains(source))
     }

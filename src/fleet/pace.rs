@@ -33,7 +33,7 @@ const NO_PREFILL: u64 = u64::MAX;
 /// The prefill pace of one upstream, and its prefills whose ends are estimated. `next` comes first: every
 /// choice reads it.
 #[repr(C)]
-pub struct PrefillPace {
+pub(super) struct PrefillPace {
     /// The next estimated end of a prefill, by `fleet::millis`.
     next: AtomicU64,
     rate: Rate,
@@ -57,11 +57,11 @@ struct RunningPrefill {
 
 /// Identifies a prefill whose end is estimated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PrefillTicket(u64);
+pub(super) struct PrefillTicket(u64);
 
 impl PrefillPace {
     /// Builds the pace of a new upstream.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         PrefillPace {
             next: AtomicU64::new(NO_PREFILL),
             rate: Rate::new(INITIAL_TOKENS_PER_SECOND, 1.0),
@@ -70,12 +70,12 @@ impl PrefillPace {
     }
 
     /// Returns the pace in tokens a second, at least 1.
-    pub fn tokens_per_second(&self) -> f64 {
+    pub(super) fn tokens_per_second(&self) -> f64 {
         self.rate.value().max(1.0)
     }
 
     /// Learns from a first event that came after `time`, with `tokens` ahead of it, its own included.
-    pub fn learn(&self, tokens: u64, time: Duration) {
+    pub(super) fn learn(&self, tokens: u64, time: Duration) {
         if tokens >= MIN_LEARNED_TOKENS && !time.is_zero() {
             self.rate.add(
                 tokens as f32,
@@ -86,7 +86,7 @@ impl PrefillPace {
     }
 
     /// Begins a prefill of `tokens` behind `ahead` other tokens, and estimates its end.
-    pub fn begin(&self, tokens: u64, ahead: u64, now: Instant) -> PrefillTicket {
+    pub(super) fn begin(&self, tokens: u64, ahead: u64, now: Instant) -> PrefillTicket {
         let seconds = (ahead + tokens) as f64 / self.tokens_per_second();
         let time = Duration::try_from_secs_f64(seconds).unwrap_or(MAX_ESTIMATE).min(MAX_ESTIMATE);
         let over = millis(now + time) + 1;
@@ -99,7 +99,7 @@ impl PrefillPace {
     }
 
     /// Ends a prefill and returns its tokens; `None` when its estimated end has passed already.
-    pub fn end(&self, ticket: PrefillTicket) -> Option<u64> {
+    pub(super) fn end(&self, ticket: PrefillTicket) -> Option<u64> {
         let mut running = self.running();
         let at = running.prefills.iter().position(|prefill| prefill.ticket == ticket)?;
         let prefill = running.prefills.swap_remove(at);
@@ -108,7 +108,7 @@ impl PrefillPace {
     }
 
     /// Removes the prefills that are over at `now`, by `fleet::millis`, and returns their tokens.
-    pub fn take_over_at(&self, now: u64) -> u64 {
+    pub(super) fn take_over_at(&self, now: u64) -> u64 {
         if now < self.next.load(Relaxed) {
             return 0;
         }

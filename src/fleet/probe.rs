@@ -36,7 +36,7 @@ pub(super) enum ProbeFailure {
 
 impl ProbeFailure {
     /// The reason of the failure.
-    pub fn why(&self) -> &str {
+    pub(super) fn why(&self) -> &str {
         let (ProbeFailure::Refused(why) | ProbeFailure::Silent(why) | ProbeFailure::Wrong(why)) = self;
         why
     }

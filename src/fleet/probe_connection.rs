@@ -43,12 +43,12 @@ struct OpenConnection {
 
 impl ProbeConnection {
     /// Closes the connection: the next request opens a new one.
-    pub fn close(&mut self) {
+    pub(super) fn close(&mut self) {
         self.open = None;
     }
 
     /// Fetches a document of at most `max_bytes` with GET within `limit`.
-    pub async fn get(
+    pub(super) async fn get(
         &mut self,
         client: &UpstreamClient,
         upstream: &Arc<Upstream>,

@@ -28,17 +28,17 @@
 use std::time::{Duration, Instant};
 
 /// The interval between two own probes of an upstream that a sibling probes.
-pub const FOLLOWER_INTERVAL: Duration = Duration::from_secs(30);
+pub(super) const FOLLOWER_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The interval between two probes while the condition of an upstream is unsure.
-pub const UNREADY_INTERVAL: Duration = Duration::from_millis(250);
+pub(super) const UNREADY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// The least interval between two probes, however many requests report failures of the upstream.
-pub const MIN_PROBE_INTERVAL: Duration = Duration::from_millis(50);
+pub(super) const MIN_PROBE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The number of intervals after which a report is missing; up to a half more, so that not all balancers
 /// notice it together.
-pub const MISSED_INTERVALS: u32 = 2;
+pub(super) const MISSED_INTERVALS: u32 = 2;
 
 /// The longest time by which a probe differs from its interval, as a share of the interval.
 const MAX_JITTER_SHARE: f64 = 0.1;
@@ -51,7 +51,7 @@ const MAX_PASSED_OVER: usize = 1024;
 
 /// The balancers that share the probes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LiveBalancers {
+pub(super) struct LiveBalancers {
     /// The id of this balancer.
     pub own: u64,
     /// The ids of the siblings; empty while Redis is away.
@@ -60,7 +60,7 @@ pub struct LiveBalancers {
 
 /// What this balancer believes of an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpstreamCondition {
+pub(super) enum UpstreamCondition {
     /// It answers its probes.
     Works,
     /// It fails its probes.
@@ -71,7 +71,7 @@ pub enum UpstreamCondition {
 
 /// The facts about an upstream that a decision needs.
 #[derive(Clone, Copy, Debug)]
-pub struct DutyView<'a> {
+pub(super) struct DutyView<'a> {
     /// The hash of the upstream's name.
     pub key: u64,
     pub balancers: &'a LiveBalancers,
@@ -83,7 +83,7 @@ pub struct DutyView<'a> {
 
 /// The result of one own probe, as far as the duty is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProbeShare {
+pub(super) struct ProbeShare {
     /// The siblings need the result.
     pub publish: bool,
     /// The metrics of the upstream are to be read.
@@ -92,7 +92,7 @@ pub struct ProbeShare {
 
 /// The effect of a sibling's report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeardReport {
+pub(super) enum HeardReport {
     /// A later probe is known.
     Outdated,
     /// The sibling found what this balancer believes.
@@ -103,7 +103,7 @@ pub enum HeardReport {
 
 /// The duty of this balancer to probe one upstream.
 #[derive(Clone, Debug)]
-pub struct ProbeDuty {
+pub(super) struct ProbeDuty {
     /// The time of the first probe.
     first: Instant,
     /// When the last own probe ended, and whether it was good.
@@ -126,7 +126,7 @@ pub struct ProbeDuty {
 
 impl LiveBalancers {
     /// Whether no other balancer is known.
-    pub fn is_alone(&self) -> bool {
+    pub(super) fn is_alone(&self) -> bool {
         self.siblings.is_empty()
     }
 
@@ -150,7 +150,7 @@ fn scatter(number: u64) -> u64 {
 
 impl ProbeDuty {
     /// Builds the duty for an upstream whose first probe is due at `first`; `draw` is random, in 0..1.
-    pub fn new(first: Instant, draw: f64) -> Self {
+    pub(super) fn new(first: Instant, draw: f64) -> Self {
         ProbeDuty {
             first,
             probed: None,
@@ -164,12 +164,12 @@ impl ProbeDuty {
     }
 
     /// Returns the time of the first probe.
-    pub fn first_probe(&self) -> Instant {
+    pub(super) fn first_probe(&self) -> Instant {
         self.first
     }
 
     /// Returns the time of the next decision: a probe is due when it is not in the future.
-    pub fn due(&mut self, view: &DutyView<'_>) -> Instant {
+    pub(super) fn due(&mut self, view: &DutyView<'_>) -> Instant {
         let Some((probed, _)) = self.probed else {
             return self.doubt.map_or(self.first, |doubt| doubt.min(self.first));
         };
@@ -243,12 +243,12 @@ impl ProbeDuty {
 
     /// Records the start of an own probe, which settles the doubts so far. What a request or a sibling
     /// reports while the probe is in flight needs another one.
-    pub fn begin_probe(&mut self) {
+    pub(super) fn begin_probe(&mut self) {
         self.doubt = None;
     }
 
     /// Records the end of an own probe; `draw` is random, in 0..1. Returns what to do with the result.
-    pub fn probed(&mut self, good: bool, view: &DutyView<'_>, draw: f64) -> ProbeShare {
+    pub(super) fn probed(&mut self, good: bool, view: &DutyView<'_>, draw: f64) -> ProbeShare {
         let turned = self.probed.is_some_and(|(_, before)| before != good);
         let follows = self.follows(view).is_some();
         let is_prober = self.is_prober(view);
@@ -268,7 +268,13 @@ impl ProbeDuty {
     }
 
     /// Records a report of a sibling's probe, which ended at `probed`.
-    pub fn heard(&mut self, from: u64, good: bool, probed: Instant, view: &DutyView<'_>) -> HeardReport {
+    pub(super) fn heard(
+        &mut self,
+        from: u64,
+        good: bool,
+        probed: Instant,
+        view: &DutyView<'_>,
+    ) -> HeardReport {
         self.passed_over.retain(|id| *id != from);
         let probed = probed.min(view.now);
         if let Some((prober, since)) = &mut self.prober
@@ -292,22 +298,22 @@ impl ProbeDuty {
     }
 
     /// Whether an own probe is due for another reason than its interval.
-    pub fn is_in_doubt(&self) -> bool {
+    pub(super) fn is_in_doubt(&self) -> bool {
         self.doubt.is_some()
     }
 
     /// Whether this balancer probes the upstream for all.
-    pub fn is_prober(&mut self, view: &DutyView<'_>) -> bool {
+    pub(super) fn is_prober(&mut self, view: &DutyView<'_>) -> bool {
         self.prober(view) == view.balancers.own
     }
 
     /// Makes an own probe due at `at`, or earlier where one is due already.
-    pub fn doubt(&mut self, at: Instant) {
+    pub(super) fn doubt(&mut self, at: Instant) {
         self.doubt = Some(self.doubt.map_or(at, |before| before.min(at)));
     }
 
     /// As `doubt`, when all siblings doubt at the same time: spreads their probes.
-    pub fn doubt_with_others(&mut self, view: &DutyView<'_>) {
+    pub(super) fn doubt_with_others(&mut self, view: &DutyView<'_>) {
         let balancers = u32::try_from(view.balancers.siblings.len() + 1).unwrap_or(u32::MAX);
         let span = DOUBT_SPREAD.saturating_mul(balancers).min(view.interval / 2);
         self.doubt(view.now + span.mul_f64(self.draw));

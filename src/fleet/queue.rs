@@ -99,7 +99,7 @@ struct QueuePlace {
 // === impl QueueKey ===
 
 impl QueueKey {
-    pub fn new(query: &UpstreamQuery<'_>) -> Self {
+    pub(super) fn new(query: &UpstreamQuery<'_>) -> Self {
         // A request that may return to an upstream that it tried may take any place.
         let mut tried = if query.again { Vec::new() } else { query.tried.to_vec() };
         tried.sort_unstable();

@@ -101,11 +101,11 @@ pub(super) fn models_hash(models: &[ModelCard]) -> u64 {
 
 impl SharedProbes {
     /// Returns a receiver that is notified when a balancer comes or goes.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<ProbeCircle>> {
+    pub(super) fn subscribe(&self) -> watch::Receiver<Arc<ProbeCircle>> {
         self.circle.subscribe()
     }
 
-    pub fn circle(&self) -> Arc<ProbeCircle> {
+    pub(super) fn circle(&self) -> Arc<ProbeCircle> {
         self.circle.borrow().clone()
     }
 
@@ -129,7 +129,7 @@ impl SharedProbes {
     }
 
     /// Publishes the result of an own probe. The cards follow when they differ from the `known` list.
-    pub fn put_probe(&self, upstream: &Upstream, found: Option<&ProbeReport>, known: &[ModelCard]) {
+    pub(super) fn put_probe(&self, upstream: &Upstream, found: Option<&ProbeReport>, known: &[ModelCard]) {
         let models = found.map_or(0, |report| models_hash(&report.models));
         let changed = found.filter(|_| models_hash(known) != models);
         let cards = changed.map(|report| list(&report.models));
@@ -142,7 +142,12 @@ impl SharedProbes {
     }
 
     /// Publishes the values of a page of metrics.
-    pub fn put_engine(&self, upstream: &Upstream, metrics: &EngineMetrics, foreign: Option<ForeignLoad>) {
+    pub(super) fn put_engine(
+        &self,
+        upstream: &Upstream,
+        metrics: &EngineMetrics,
+        foreign: Option<ForeignLoad>,
+    ) {
         let EngineMetrics { running, waiting, kv_usage, cache_tokens, started } = *metrics;
         let foreign = foreign.map(|foreign| (foreign.requests, foreign.tokens));
         let age = Duration::ZERO;
@@ -151,12 +156,12 @@ impl SharedProbes {
     }
 
     /// Publishes until when the upstream is full by its own report.
-    pub fn put_busy(&self, upstream: &Upstream, until: Instant) {
+    pub(super) fn put_busy(&self, upstream: &Upstream, until: Instant) {
         self.put(upstream, |report| report.busy_until = report.busy_until.max(Some(until)));
     }
 
     /// Publishes until when this balancer's breaker keeps requests away from the upstream.
-    pub fn put_trip(&self, upstream: &Upstream, until: Instant) {
+    pub(super) fn put_trip(&self, upstream: &Upstream, until: Instant) {
         self.put(upstream, |report| report.tripped_until = Some(until));
     }
 }

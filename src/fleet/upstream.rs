@@ -108,7 +108,7 @@ pub struct UpstreamLoad {
 
 impl LoadGauges {
     /// Reads the gauges.
-    pub fn read(&self) -> UpstreamLoad {
+    pub(super) fn read(&self) -> UpstreamLoad {
         UpstreamLoad {
             active: self.active.load(Relaxed),
             backlog: self.backlog.load(Relaxed),
@@ -133,7 +133,7 @@ fn key_in(variable: &str) -> Result<Secret, String> {
 impl Live {
     /// Returns the load in flight at `now`, by `fleet::millis`; removes prefills whose estimated end has
     /// passed.
-    pub fn load_at(&self, now: u64) -> UpstreamLoad {
+    pub(super) fn load_at(&self, now: u64) -> UpstreamLoad {
         match self.pace.take_over_at(now) {
             0 => {}
             over => drop(self.gauges.backlog.fetch_sub(over, Relaxed)),
@@ -142,13 +142,13 @@ impl Live {
     }
 
     /// Returns until when the engine is full by its own report, at `now`, by `fleet::millis`.
-    pub fn busy_until(&self, now: u64) -> Option<Instant> {
+    pub(super) fn busy_until(&self, now: u64) -> Option<Instant> {
         let until = self.busy_until.load(Relaxed);
         (until > now).then(|| instant(until))
     }
 
     /// Locks the duty to probe.
-    pub fn duty(&self) -> MutexGuard<'_, ProbeDuty> {
+    pub(super) fn duty(&self) -> MutexGuard<'_, ProbeDuty> {
         self.duty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

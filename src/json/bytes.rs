@@ -7,7 +7,7 @@ use super::work::spend;
 /// The offset of the quote that closes a string, whose text begins at `start` and has been searched up to
 /// `from`. A quote counts unless an odd number of backslashes stands before it.
 #[inline]
-pub fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
+pub(crate) fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
     let rest = body.get(from..)?;
     // Keys and most values are short, and a call costs more than looking at them.
     let quote = match rest.first_chunk().and_then(|near| find_in(near, b'"')) {
@@ -26,7 +26,7 @@ pub fn string_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
 
 /// The first of a few bytes that is `wanted`.
 #[inline]
-pub fn find_in(bytes: &[u8; 16], wanted: u8) -> Option<usize> {
+pub(super) fn find_in(bytes: &[u8; 16], wanted: u8) -> Option<usize> {
     let (words, _) = bytes.as_chunks::<8>();
     let find = |word: [u8; 8]| {
         let zero_where_found = u64::from_le_bytes(word) ^ (ONE_PER_BYTE * u64::from(wanted));
@@ -66,12 +66,12 @@ fn end_behind_escaped(body: &[u8], start: usize, from: usize) -> Option<usize> {
 }
 
 /// The number of bytes that are searched at once.
-pub const WINDOW_BYTES: usize = 64;
+pub(crate) const WINDOW_BYTES: usize = 64;
 
 /// The windows of the body that begin at these offsets, if it is that long. Loops over windows, and not over
 /// their offsets, become vector instructions.
 #[inline(always)]
-pub fn windows<const N: usize>(body: &[u8], starts: [usize; N]) -> Option<[&[u8; WINDOW_BYTES]; N]> {
+pub(crate) fn windows<const N: usize>(body: &[u8], starts: [usize; N]) -> Option<[&[u8; WINDOW_BYTES]; N]> {
     let mut windows = [&[0; WINDOW_BYTES]; N];
     for (window, start) in windows.iter_mut().zip(starts) {
         *window = body.get(start..)?.first_chunk()?;
@@ -86,7 +86,7 @@ fn first_end(body: &[u8], start: usize, from: usize) -> Option<usize> {
 }
 
 /// Whether an odd number of backslashes stands before `at`, none of them before `start`.
-pub fn is_escaped(body: &[u8], start: usize, at: usize) -> bool {
+pub(super) fn is_escaped(body: &[u8], start: usize, at: usize) -> bool {
     let backslashes = body[start..at].iter().rev().take_while(|byte| **byte == b'\\').count();
     spend(backslashes);
     backslashes % 2 == 1
@@ -97,7 +97,7 @@ pub fn is_escaped(body: &[u8], start: usize, at: usize) -> bool {
 /// A prompt of token ids is nothing but numbers: a window of them without quotes and brackets is examined
 /// as a whole, in a form that compilers turn into vector instructions.
 #[inline]
-pub fn numbers_at(body: &[u8], at: usize) -> (usize, u64) {
+pub(super) fn numbers_at(body: &[u8], at: usize) -> (usize, u64) {
     let Some(window) = body.get(at - 1..).and_then(|rest| rest.first_chunk::<NUMBER_WINDOW_BYTES>()) else {
         return (1, u64::from(begins_number(body[at - 1], body[at])));
     };
@@ -136,7 +136,7 @@ fn is_structure(byte: u8) -> u8 {
 /// How many of the next bytes are no quotes and no brackets: all of them where they are few, and many of
 /// them where they are many.
 #[inline]
-pub fn plain_prefix(bytes: &[u8]) -> usize {
+pub(super) fn plain_prefix(bytes: &[u8]) -> usize {
     let (words, _) = bytes.as_chunks::<8>();
     for (index, word) in words.iter().take(2).enumerate() {
         let word = u64::from_le_bytes(*word);
@@ -156,7 +156,7 @@ pub fn plain_prefix(bytes: &[u8]) -> usize {
 }
 
 /// How many of the next bytes are no quotes and no brackets, in whole windows: lists of numbers are long.
-pub fn plain_run(bytes: &[u8]) -> usize {
+pub(super) fn plain_run(bytes: &[u8]) -> usize {
     const PLAIN_WINDOW_BYTES: usize = 32;
     // Without branches, and with bytes of 0 and 1, so that it becomes vector instructions: truth values are
     // not compared many at a time.
@@ -168,7 +168,7 @@ pub fn plain_run(bytes: &[u8]) -> usize {
 
 /// What a byte means inside an object or array, outside strings.
 #[derive(Clone, Copy)]
-pub enum ByteClass {
+pub(super) enum ByteClass {
     Other,
     Quote,
     Open,
@@ -178,7 +178,7 @@ pub enum ByteClass {
 }
 
 /// The class of each byte.
-pub const CLASSES: [ByteClass; 256] = {
+pub(super) const CLASSES: [ByteClass; 256] = {
     let mut classes = [ByteClass::Other; 256];
     let mut byte = 0;
     while byte < 256 {

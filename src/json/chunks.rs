@@ -13,7 +13,7 @@ use super::work::spend;
 const MAX_ENTERED: u32 = 32;
 
 /// What reads a document. Offsets are into the present chunk.
-pub trait ChunkVisitor {
+pub(crate) trait ChunkVisitor {
     /// A part of a key of an entered object, as it stands between its quotes; then comes its end.
     fn key(&mut self, part: &[u8]);
 
@@ -70,7 +70,7 @@ enum ChunkState {
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct ChunkWalker {
+pub(crate) struct ChunkWalker {
     state: ChunkState,
     /// The number of containers that are entered.
     depth: u32,
@@ -81,13 +81,13 @@ pub struct ChunkWalker {
 }
 
 impl ChunkWalker {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         ChunkWalker { state: ChunkState::BeforeValue, depth: 0, objects: 0, escaped: false }
     }
 
     /// What reads the document behind `body`, of which `object` has read all, and the beginning of the key
     /// that `body` ends in.
-    pub fn behind<'b, M>(object: &GrowingObject<M>, body: &'b [u8]) -> (Self, Option<&'b [u8]>) {
+    pub(crate) fn behind<'b, M>(object: &GrowingObject<M>, body: &'b [u8]) -> (Self, Option<&'b [u8]>) {
         let mut key = None;
         let mut text = None;
         let state = match object.state {
@@ -123,7 +123,7 @@ impl ChunkWalker {
     }
 
     /// Reads the next chunk.
-    pub fn read(&mut self, chunk: &[u8], visitor: &mut impl ChunkVisitor) {
+    pub(crate) fn read(&mut self, chunk: &[u8], visitor: &mut impl ChunkVisitor) {
         let mut at = 0;
         while let Some(&byte) = chunk.get(at) {
             at = match self.state {
@@ -297,7 +297,7 @@ impl ChunkWalker {
 
     /// Whether the document is whole if no chunk follows.
     #[cfg(test)]
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         match self.state {
             ChunkState::Ended => true,
             ChunkState::Scalar { scalar, .. } => self.depth == 0 && scalar.kind().is_some(),

@@ -12,30 +12,30 @@ use super::work::spend;
 
 /// The bytes end here, or they are no JSON from here on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EndOfJson;
+pub(crate) struct EndOfJson;
 
 /// A value as it stands in the body, brackets and quotes included.
 #[derive(Clone, Copy, Debug)]
-pub struct RawValue<'a> {
+pub(crate) struct RawValue<'a> {
     pub bytes: &'a [u8],
     /// Its end has been seen.
     pub whole: bool,
 }
 
 /// The values of the requested keys, in the order of the names.
-pub struct ObjectSlots<'a, const N: usize> {
+pub(crate) struct ObjectSlots<'a, const N: usize> {
     values: [Option<RawValue<'a>>; N],
     pub whole: bool,
 }
 
 /// A position in a document.
-pub struct JsonCursor<'a> {
+pub(crate) struct JsonCursor<'a> {
     bytes: &'a [u8],
     pub at: usize,
 }
 
 /// The elements of an array; the caller reads each one from the cursor.
-pub struct JsonList<'a> {
+pub(crate) struct JsonList<'a> {
     pub cursor: JsonCursor<'a>,
     begun: bool,
 }
@@ -60,18 +60,18 @@ impl<'a> RawValue<'a> {
         Ok(RawValue { bytes, whole })
     }
 
-    pub fn first(self) -> u8 {
+    pub(crate) fn first(self) -> u8 {
         self.bytes.first().copied().unwrap_or(0)
     }
 
     /// The bytes between the quotes of a string, as far as they are there.
-    pub fn string(self) -> Option<&'a [u8]> {
+    pub(crate) fn string(self) -> Option<&'a [u8]> {
         let inner = self.bytes.strip_prefix(b"\"")?;
         if self.whole { inner.strip_suffix(b"\"") } else { Some(inner) }
     }
 
     /// What was cut ends what can be said, however much of it has been used.
-    pub fn end(self) -> Result<(), EndOfJson> {
+    pub(crate) fn end(self) -> Result<(), EndOfJson> {
         if self.whole { Ok(()) } else { Err(EndOfJson) }
     }
 }
@@ -80,7 +80,7 @@ impl<'a> RawValue<'a> {
 
 impl<'a, const N: usize> ObjectSlots<'a, N> {
     /// The value in a slot; none where it is null, or where the object is over and had none.
-    pub fn get(&self, slot: usize) -> Result<Option<RawValue<'a>>, EndOfJson> {
+    pub(crate) fn get(&self, slot: usize) -> Result<Option<RawValue<'a>>, EndOfJson> {
         match self.values[slot] {
             None if self.whole => Ok(None),
             None => Err(EndOfJson),
@@ -91,7 +91,7 @@ impl<'a, const N: usize> ObjectSlots<'a, N> {
     }
 
     /// The first of several slots that has a value.
-    pub fn first_of(&self, slots: &[usize]) -> Result<Option<RawValue<'a>>, EndOfJson> {
+    pub(crate) fn first_of(&self, slots: &[usize]) -> Result<Option<RawValue<'a>>, EndOfJson> {
         let present = slots.iter().find_map(|slot| self.get(*slot).ok().flatten());
         if present.is_some() || self.whole { Ok(present) } else { Err(EndOfJson) }
     }
@@ -100,13 +100,13 @@ impl<'a, const N: usize> ObjectSlots<'a, N> {
 // === impl JsonCursor ===
 
 impl<'a> JsonCursor<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         JsonCursor { bytes, at: 0 }
     }
 
     /// The next byte that is no white space, at which the cursor then stands.
     #[inline]
-    pub fn byte(&mut self) -> Result<u8, EndOfJson> {
+    pub(crate) fn byte(&mut self) -> Result<u8, EndOfJson> {
         let at = skip_space(self.bytes, self.at);
         spend(1);
         self.at = at;
@@ -122,7 +122,7 @@ impl<'a> JsonCursor<'a> {
     }
 
     /// The next value; an error where nothing of one is there.
-    pub fn value(&mut self) -> Result<RawValue<'a>, EndOfJson> {
+    pub(crate) fn value(&mut self) -> Result<RawValue<'a>, EndOfJson> {
         self.byte()?;
         let value = RawValue::at(self.bytes, self.at)?;
         self.at += value.bytes.len();
@@ -130,7 +130,7 @@ impl<'a> JsonCursor<'a> {
     }
 
     /// Reads an object, as far as it is there.
-    pub fn object<const N: usize>(&mut self, names: &[&str; N]) -> ObjectSlots<'a, N> {
+    pub(crate) fn object<const N: usize>(&mut self, names: &[&str; N]) -> ObjectSlots<'a, N> {
         let mut values = [None; N];
         let (bytes, start) = (self.bytes, skip_space(self.bytes, self.at));
         let end = walk_members(bytes, start, |key, _, at| {
@@ -164,17 +164,17 @@ fn slot_of(key: &[u8], names: &[&str]) -> Option<usize> {
 // === impl JsonList ===
 
 impl<'a> JsonList<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         JsonList::at(bytes, 0)
     }
 
     /// The array that begins at `start`.
-    pub fn at(bytes: &'a [u8], start: usize) -> Self {
+    pub(crate) fn at(bytes: &'a [u8], start: usize) -> Self {
         JsonList { cursor: JsonCursor { bytes, at: start }, begun: false }
     }
 
     /// Whether the cursor now stands before an element; false at the end of the array.
-    pub fn next(&mut self) -> Result<bool, EndOfJson> {
+    pub(crate) fn next(&mut self) -> Result<bool, EndOfJson> {
         let cursor = &mut self.cursor;
         if !self.begun {
             cursor.eat(b'[')?;
@@ -194,7 +194,7 @@ impl<'a> JsonList<'a> {
 }
 
 /// Goes from value to value of the array that begins at `at`, as `read` says where each ends, to its end.
-pub fn each(
+pub(crate) fn each(
     bytes: &[u8],
     start: usize,
     mut read: impl FnMut(usize) -> JsonResult<usize>,

@@ -24,14 +24,14 @@ pub enum ScanProgress {
 
 /// The treatment of a member by the scan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemberKind {
+pub(crate) enum MemberKind {
     String,
     Container,
     Scalar(ScalarKind),
 }
 
 /// Measures a value while it is read.
-pub trait ValueMeter: Copy + Default {
+pub(crate) trait ValueMeter: Copy + Default {
     /// Whether numbers are counted at all.
     const COUNTS_NUMBERS: bool;
 
@@ -51,7 +51,7 @@ impl ValueMeter for () {
 }
 
 /// Takes the members of an object.
-pub trait MemberSink<M> {
+pub(crate) trait MemberSink<M> {
     /// The key of the next member, as it stands between its quotes.
     fn key(&mut self, raw: &[u8]);
 
@@ -65,7 +65,7 @@ pub trait MemberSink<M> {
 }
 
 /// A value of the object, which is whole.
-pub struct GrownValue<M> {
+pub(crate) struct GrownValue<M> {
     /// `None`: it was known.
     pub read: Option<(MemberKind, M)>,
     pub span: Range<usize>,
@@ -73,7 +73,7 @@ pub struct GrownValue<M> {
 
 /// A value that the bytes end in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OpenValue {
+pub(crate) struct OpenValue {
     pub start: usize,
     /// Where the text of the string begins that the bytes end in.
     pub text: Option<usize>,
@@ -114,7 +114,7 @@ pub(super) enum GrowingState {
 
 /// See the module. Always give it the same buffer, grown at its end.
 #[derive(Clone, Debug)]
-pub struct GrowingObject<M> {
+pub(crate) struct GrowingObject<M> {
     pub(super) state: GrowingState,
     /// Everything before it has been examined.
     at: usize,
@@ -124,7 +124,7 @@ pub struct GrowingObject<M> {
 
 /// Follows an object or an array in a buffer that grows, to its last bracket.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ContainerSkip {
+pub(crate) struct ContainerSkip {
     pub(super) depth: u64,
     /// Where the text of the string in progress begins.
     pub(super) text: Option<usize>,
@@ -133,12 +133,12 @@ pub struct ContainerSkip {
 // === impl GrowingObject ===
 
 impl<M: ValueMeter> GrowingObject<M> {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         GrowingObject { state: GrowingState::Start, at: 0, meter: M::default() }
     }
 
     /// Reads what the buffer has gained since the last call.
-    pub fn read(&mut self, body: &[u8], sink: &mut impl MemberSink<M>) {
+    pub(crate) fn read(&mut self, body: &[u8], sink: &mut impl MemberSink<M>) {
         while let Some(&byte) = body.get(self.at) {
             spend(1);
             let moved = match self.state {
@@ -158,7 +158,7 @@ impl<M: ValueMeter> GrowingObject<M> {
     }
 
     /// The progress of the scan, and the error of a broken document.
-    pub fn progress(&self) -> ScanProgress {
+    pub(crate) fn progress(&self) -> ScanProgress {
         match self.state {
             GrowingState::End | GrowingState::NotAnObject => ScanProgress::Complete,
             GrowingState::Malformed(offset) => ScanProgress::Malformed(offset),
@@ -167,12 +167,12 @@ impl<M: ValueMeter> GrowingObject<M> {
     }
 
     /// How many bytes have been examined.
-    pub fn examined(&self) -> usize {
+    pub(crate) fn examined(&self) -> usize {
         self.at
     }
 
     /// The value that the bytes end in, where it can no longer turn out to be null.
-    pub fn open_value(&self) -> Option<OpenValue> {
+    pub(crate) fn open_value(&self) -> Option<OpenValue> {
         match self.state {
             GrowingState::InString { start } => Some(OpenValue { start: start - 1, text: Some(start) }),
             GrowingState::Nested { start, skip } => Some(OpenValue { start, text: skip.text }),
@@ -181,7 +181,7 @@ impl<M: ValueMeter> GrowingObject<M> {
     }
 
     /// What was measured of the value in progress, without the string that the bytes end in.
-    pub fn open_meter(&self) -> M {
+    pub(crate) fn open_meter(&self) -> M {
         self.meter
     }
 
@@ -315,7 +315,12 @@ impl<M: ValueMeter> GrowingObject<M> {
 impl ContainerSkip {
     /// Examines the bytes from `at` on, before which all have been. Returns where the container ends, if the
     /// bytes reach so far; else it goes on behind them.
-    pub fn resume<M: ValueMeter>(&mut self, bytes: &[u8], mut at: usize, meter: &mut M) -> Option<usize> {
+    pub(crate) fn resume<M: ValueMeter>(
+        &mut self,
+        bytes: &[u8],
+        mut at: usize,
+        meter: &mut M,
+    ) -> Option<usize> {
         if let Some(start) = self.text {
             let end = string_end(bytes, start, at)?;
             meter.string(&bytes[start..end]);
@@ -363,7 +368,7 @@ impl ContainerSkip {
     }
 
     /// The buffer has lost so many bytes at its beginning, none of which belong to a string in progress.
-    pub fn shift(&mut self, lost: usize) {
+    pub(crate) fn shift(&mut self, lost: usize) {
         self.text = self.text.map(|text| text.saturating_sub(lost));
     }
 }

@@ -6,7 +6,7 @@ use super::work::spend;
 /// Takes JSON in whatever pieces it comes, so that it can stand behind [`decode`](super::text::decode): the
 /// arguments of a call are JSON in one interface and a string that holds JSON in others. What is no JSON
 /// comes out as something, and always as the same.
-pub struct Minifier<'s, S> {
+pub(crate) struct Minifier<'s, S> {
     out: &'s mut S,
     place: MinifierState,
 }
@@ -19,7 +19,7 @@ enum MinifierState {
 }
 
 impl<'s, S: ByteSink> Minifier<'s, S> {
-    pub fn new(out: &'s mut S) -> Self {
+    pub(crate) fn new(out: &'s mut S) -> Self {
         Minifier { out, place: MinifierState::Between }
     }
 

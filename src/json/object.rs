@@ -11,7 +11,7 @@ use super::text::unescape;
 
 /// One key of an object and its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JsonMember<'a> {
+pub(crate) struct JsonMember<'a> {
     pub key: Cow<'a, str>,
     /// Where the key's first quote stands.
     pub start: usize,
@@ -20,19 +20,19 @@ pub struct JsonMember<'a> {
 }
 
 /// What an object holds, and where it ends. Equal keys are all there.
-pub struct JsonObject<'a> {
+pub(crate) struct JsonObject<'a> {
     pub members: Vec<JsonMember<'a>>,
     pub span: Span,
 }
 
 /// The object that is all there is, but for white space and a byte-order mark.
-pub fn document(body: &[u8]) -> Option<JsonObject<'_>> {
+pub(crate) fn document(body: &[u8]) -> Option<JsonObject<'_>> {
     document_with(body, |_, at| read_value(body, at)).ok()
 }
 
 /// As `document`, with a reader that is given every key and where its value begins, and says where that
 /// ends: what has to be walked is then walked once.
-pub fn document_with<'a>(
+pub(crate) fn document_with<'a>(
     body: &'a [u8],
     read: impl FnMut(&str, usize) -> JsonResult<usize>,
 ) -> JsonResult<JsonObject<'a>> {
@@ -42,12 +42,12 @@ pub fn document_with<'a>(
 }
 
 /// The object that begins at `at`.
-pub fn object(bytes: &[u8], start: usize) -> Option<JsonObject<'_>> {
+pub(crate) fn object(bytes: &[u8], start: usize) -> Option<JsonObject<'_>> {
     read_object(bytes, start).ok()
 }
 
 /// As `object`, with the reason why there is none.
-pub fn read_object(bytes: &[u8], start: usize) -> JsonResult<JsonObject<'_>> {
+pub(crate) fn read_object(bytes: &[u8], start: usize) -> JsonResult<JsonObject<'_>> {
     object_with(bytes, start, |_, at| read_value(bytes, at))
 }
 
@@ -66,7 +66,7 @@ fn object_with<'a>(
 }
 
 /// The values of the array that begins at `at`, each where `read` says that it ends, and the array's end.
-pub fn items<T>(
+pub(crate) fn items<T>(
     bytes: &[u8],
     start: usize,
     mut read: impl FnMut(usize) -> Option<(T, usize)>,
@@ -82,33 +82,33 @@ pub fn items<T>(
 
 impl<'a> JsonObject<'a> {
     /// The value that counts for a key: Python takes the last of equal ones.
-    pub fn get(&self, key: &str) -> Option<Span> {
+    pub(crate) fn get(&self, key: &str) -> Option<Span> {
         self.members.iter().rfind(|member| member.key == key).map(|member| member.value.clone())
     }
 
     /// As `get`, with the object that the value is.
-    pub fn object(&self, bytes: &'a [u8], key: &str) -> Option<JsonObject<'a>> {
+    pub(crate) fn object(&self, bytes: &'a [u8], key: &str) -> Option<JsonObject<'a>> {
         object(bytes, self.get(key)?.start)
     }
 
     /// The text of a key with a string as its value.
-    pub fn text(&self, bytes: &'a [u8], key: &str) -> Option<Cow<'a, str>> {
+    pub(crate) fn text(&self, bytes: &'a [u8], key: &str) -> Option<Cow<'a, str>> {
         text(bytes.get(self.get(key)?)?)
     }
 
     /// Whether the value of a key is written exactly so.
-    pub fn is(&self, bytes: &[u8], key: &str, written: &str) -> bool {
+    pub(crate) fn is(&self, bytes: &[u8], key: &str, written: &str) -> bool {
         self.get(key).is_some_and(|span| &bytes[span] == written.as_bytes())
     }
 }
 
 /// Whether this value is a list without anything in it.
-pub fn is_empty_list(bytes: &[u8], span: &Span) -> bool {
+pub(crate) fn is_empty_list(bytes: &[u8], span: &Span) -> bool {
     is_empty(&bytes[span.clone()], b"[", b"]")
 }
 
 /// Whether this value is an object without anything in it.
-pub fn is_empty_object(value: &[u8]) -> bool {
+pub(crate) fn is_empty_object(value: &[u8]) -> bool {
     is_empty(value, b"{", b"}")
 }
 
@@ -118,11 +118,11 @@ fn is_empty(value: &[u8], open: &[u8], close: &[u8]) -> bool {
 }
 
 /// What stands between the quotes of a string.
-pub fn inside(value: &[u8]) -> Option<&[u8]> {
+pub(crate) fn inside(value: &[u8]) -> Option<&[u8]> {
     value.strip_prefix(b"\"")?.strip_suffix(b"\"")
 }
 
 /// The text of a value that is a string.
-pub fn text(value: &[u8]) -> Option<Cow<'_, str>> {
+pub(crate) fn text(value: &[u8]) -> Option<Cow<'_, str>> {
     inside(value).map(unescape)
 }

@@ -7,7 +7,7 @@ use super::work::spend;
 
 /// The kind of a scalar value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScalarKind {
+pub(crate) enum ScalarKind {
     Number,
     True,
     False,
@@ -16,7 +16,7 @@ pub enum ScalarKind {
 
 /// How much of a number or a literal has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScalarState {
+pub(super) enum ScalarState {
     /// So many bytes of this word of [`WORDS`].
     Word {
         word: u8,
@@ -47,7 +47,7 @@ const INFINITY: u8 = 4;
 impl ScalarState {
     /// The state behind the first byte; `None`: no number and no literal begins so.
     #[inline]
-    pub fn begin(byte: u8) -> Option<Self> {
+    pub(super) fn begin(byte: u8) -> Option<Self> {
         match byte {
             b'0' => Some(ScalarState::Zero),
             b'1'..=b'9' => Some(ScalarState::Integer),
@@ -86,7 +86,7 @@ impl ScalarState {
 
     /// How many of the bytes belong to it, and the state behind those.
     #[inline]
-    pub fn run(self, bytes: &[u8]) -> (usize, Self) {
+    pub(super) fn run(self, bytes: &[u8]) -> (usize, Self) {
         let mut state = self;
         let mut length = 0;
         for byte in bytes {
@@ -99,7 +99,7 @@ impl ScalarState {
     }
 
     /// What it is if it ends here; `None`: it is not whole.
-    pub fn kind(self) -> Option<ScalarKind> {
+    pub(super) fn kind(self) -> Option<ScalarKind> {
         match self {
             ScalarState::Word { word, read } => {
                 let (word, kind) = WORDS[usize::from(word)];

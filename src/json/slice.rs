@@ -13,17 +13,17 @@ use super::text::unescape;
 use super::work::spend;
 
 /// Where something stands in a text.
-pub type Span = Range<usize>;
+pub(crate) type Span = Range<usize>;
 
 /// The most members that an object may have: vLLM's requests have less than a hundred.
-pub const MAX_MEMBERS: usize = 10_000;
+pub(crate) const MAX_MEMBERS: usize = 10_000;
 
 /// The longest key, with its quotes and as it is written, in bytes.
-pub const MAX_KEY_BYTES: usize = 1024;
+pub(crate) const MAX_KEY_BYTES: usize = 1024;
 
 /// Why an object or a list is not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadFault {
+pub(crate) enum ReadFault {
     /// It is none, or cannot be followed.
     Syntax,
     /// An object has more than [`MAX_MEMBERS`].
@@ -35,11 +35,11 @@ pub enum ReadFault {
 }
 
 /// The result of reading a part of a document.
-pub type JsonResult<T> = Result<T, ReadFault>;
+pub(crate) type JsonResult<T> = Result<T, ReadFault>;
 
 /// Where a value ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ValueEnd {
+pub(super) enum ValueEnd {
     /// Before this offset.
     At(usize),
     /// With the slice, unless more follows: a number or a literal.
@@ -52,7 +52,7 @@ pub enum ValueEnd {
 
 /// Where the value ends that begins at `at`. Of objects, arrays and strings only quotes and brackets are
 /// examined.
-pub fn find_end(bytes: &[u8], at: usize) -> ValueEnd {
+pub(super) fn find_end(bytes: &[u8], at: usize) -> ValueEnd {
     let Some(&first) = bytes.get(at) else { return ValueEnd::Cut };
     let end = match first {
         b'"' => string_end(bytes, at + 1, at + 1).map(|quote| quote + 1),
@@ -94,7 +94,7 @@ fn container_end(bytes: &[u8], start: usize) -> Option<usize> {
 }
 
 /// Where the value that begins at `at` ends, in a slice that is whole.
-pub fn value_end(bytes: &[u8], at: usize) -> Option<usize> {
+pub(crate) fn value_end(bytes: &[u8], at: usize) -> Option<usize> {
     match find_end(bytes, at) {
         ValueEnd::At(end) => Some(end),
         ValueEnd::WithSlice => Some(bytes.len()),
@@ -103,13 +103,13 @@ pub fn value_end(bytes: &[u8], at: usize) -> Option<usize> {
 }
 
 /// As `value_end`, for readers of objects and lists.
-pub fn read_value(bytes: &[u8], at: usize) -> JsonResult<usize> {
+pub(crate) fn read_value(bytes: &[u8], at: usize) -> JsonResult<usize> {
     value_end(bytes, at).ok_or(ReadFault::Syntax)
 }
 
 /// Goes from member to member of the object that begins at `at`, to its end. `read` is given a key, where
 /// the key stands and where its value begins, and says where that ends.
-pub fn walk<'a>(
+pub(crate) fn walk<'a>(
     bytes: &'a [u8],
     start: usize,
     mut read: impl FnMut(Cow<'a, str>, usize, usize) -> JsonResult<usize>,
@@ -118,7 +118,7 @@ pub fn walk<'a>(
 }
 
 /// As `walk`, with what stands between the quotes of a key: escapes are left in it.
-pub fn walk_raw<'a>(
+pub(crate) fn walk_raw<'a>(
     bytes: &'a [u8],
     start: usize,
     read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
@@ -130,7 +130,7 @@ pub fn walk_raw<'a>(
 }
 
 /// As `walk_raw`, from the comma at `comma` on, which stands behind members of the object that were read.
-pub fn walk_rest<'a>(
+pub(crate) fn walk_rest<'a>(
     bytes: &'a [u8],
     comma: usize,
     mut read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
@@ -149,7 +149,7 @@ pub fn walk_rest<'a>(
 }
 
 /// As `walk_raw`, of any number of members with keys of any length.
-pub fn walk_members<'a>(
+pub(super) fn walk_members<'a>(
     bytes: &'a [u8],
     start: usize,
     read: impl FnMut(&'a [u8], usize, usize) -> JsonResult<usize>,
@@ -191,7 +191,7 @@ fn walk_behind<'a>(
 
 /// Gives each byte outside of strings to `visit`, as long as that returns true. Whether it always did; a
 /// string that does not end is the end.
-pub fn visit_structure(bytes: &[u8], mut visit: impl FnMut(u8) -> bool) -> bool {
+pub(crate) fn visit_structure(bytes: &[u8], mut visit: impl FnMut(u8) -> bool) -> bool {
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
         if !visit(byte) {
@@ -210,7 +210,7 @@ pub fn visit_structure(bytes: &[u8], mut visit: impl FnMut(u8) -> bool) -> bool 
 
 /// Whether a document has at the most so many values. Counted are commas, colons and opening brackets: every
 /// value but the first stands behind one.
-pub fn has_at_most(bytes: &[u8], values: usize) -> bool {
+pub(crate) fn has_at_most(bytes: &[u8], values: usize) -> bool {
     let mut seen = 1_usize;
     values > 0
         && visit_structure(bytes, |byte| {

@@ -12,7 +12,7 @@ use super::bytes::find_in;
 use super::work::spend;
 
 /// Takes bytes one after the other.
-pub trait ByteSink {
+pub(crate) trait ByteSink {
     fn write(&mut self, bytes: &[u8]);
 }
 
@@ -23,10 +23,10 @@ impl ByteSink for Vec<u8> {
 }
 
 /// The longest escape: two halves of a pair, `\ud83d\ude00`.
-pub const MAX_ESCAPE_BYTES: usize = 12;
+pub(super) const MAX_ESCAPE_BYTES: usize = 12;
 
 /// The text of a JSON string, given the bytes between its quotes. Borrows where nothing is escaped.
-pub fn unescape(raw: &[u8]) -> Cow<'_, str> {
+pub(crate) fn unescape(raw: &[u8]) -> Cow<'_, str> {
     if memchr::memchr(b'\\', raw).is_none() {
         spend(raw.len());
         // Making sure that there is nothing to replace is quicker than looking for what to replace.
@@ -43,7 +43,7 @@ pub fn unescape(raw: &[u8]) -> Cow<'_, str> {
 /// Writes what a string means, given the bytes between its quotes. Returns how many of them were used: all,
 /// unless the string is cut within an escape.
 #[inline]
-pub fn decode<S: ByteSink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
+pub(crate) fn decode<S: ByteSink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
     let plain = memchr::memchr(b'\\', raw).unwrap_or(raw.len());
     spend(plain);
     if plain > 0 {
@@ -83,7 +83,7 @@ fn decode_escaped<S: ByteSink>(raw: &[u8], first: usize, whole: bool, out: &mut 
 }
 
 /// One escape, which begins at the backslash: its character and its length.
-pub fn escape(raw: &[u8]) -> (char, usize) {
+pub(crate) fn escape(raw: &[u8]) -> (char, usize) {
     match raw.get(1).map(|byte| (*byte, SIMPLE[usize::from(*byte)])) {
         Some((b'u', _)) => unicode_escape(raw),
         Some((_, simple)) if simple != 0 => (char::from(simple), 2),
@@ -107,7 +107,7 @@ fn unicode_escape(raw: &[u8]) -> (char, usize) {
 
 /// The UTF-16 unit that the escape `\uXXXX` stands for, with which the bytes begin.
 #[inline]
-pub fn code_unit(raw: &[u8]) -> Option<u16> {
+pub(crate) fn code_unit(raw: &[u8]) -> Option<u16> {
     let [b'\\', b'u', digits @ ..] = raw.first_chunk::<6>()? else { return None };
     let mut unit = 0;
     for digit in digits {
@@ -120,7 +120,7 @@ pub fn code_unit(raw: &[u8]) -> Option<u16> {
 /// The character of an escape `\uXXXX` that is no half of a pair. Clients that write nothing but ASCII
 /// write whole languages in it.
 #[inline]
-pub fn lone_unit(rest: &[u8]) -> Option<char> {
+pub(crate) fn lone_unit(rest: &[u8]) -> Option<char> {
     code_unit(rest).and_then(|unit| char::from_u32(u32::from(unit)))
 }
 
@@ -225,7 +225,7 @@ impl<S: ByteSink> ByteSink for SinkBuffer<'_, S> {
 }
 
 /// Whether bytes that begin with a backslash could become another character if more came after them.
-pub fn is_undecided(rest: &[u8]) -> bool {
+pub(crate) fn is_undecided(rest: &[u8]) -> bool {
     let hexadecimal = |digits: &[u8]| digits.iter().all(u8::is_ascii_hexdigit);
     let Some(rest) = rest.get(1..).filter(|rest| !rest.is_empty()) else {
         return true;
@@ -248,7 +248,7 @@ pub fn is_undecided(rest: &[u8]) -> bool {
 
 /// A text that is only compared with short names: what does not fit is none of them.
 #[derive(Default)]
-pub struct ShortText {
+pub(crate) struct ShortText {
     bytes: [u8; 32],
     length: usize,
     over: bool,
@@ -256,12 +256,12 @@ pub struct ShortText {
 
 impl ShortText {
     /// All of it.
-    pub fn text(&self) -> Option<&[u8]> {
+    pub(crate) fn text(&self) -> Option<&[u8]> {
         (!self.over).then(|| self.begin())
     }
 
     /// The beginning that fits.
-    pub fn begin(&self) -> &[u8] {
+    pub(crate) fn begin(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
 }

@@ -10,7 +10,7 @@ thread_local! {
 
 /// Counts `bytes` that a loop examines, copies or hashes. Every loop over bytes of a body calls it.
 #[inline(always)]
-pub fn spend(bytes: usize) {
+pub(crate) fn spend(bytes: usize) {
     #[cfg(test)]
     WORK.set(WORK.get() + bytes as u64);
     #[cfg(not(test))]

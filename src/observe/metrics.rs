@@ -115,7 +115,7 @@ impl Default for Metrics {
 
 impl Metrics {
     /// The text exposition of all registered metrics.
-    pub fn render(&self) -> Vec<u8> {
+    pub(super) fn render(&self) -> Vec<u8> {
         let mut text = Vec::with_capacity(8 << 10);
         // Writing to memory fails only for a family without samples, which the registry leaves out.
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {

@@ -92,7 +92,7 @@ impl TextSink for Vec<u8> {}
 pub(super) struct TextDigest(Xxh3);
 
 impl TextDigest {
-    pub fn hash(&self) -> u64 {
+    pub(super) fn hash(&self) -> u64 {
         self.0.digest()
     }
 }
@@ -129,7 +129,7 @@ struct HasherCheckpoint {
 
 impl ChainHasher {
     /// A chain from the front. Buffers are kept.
-    pub fn begin(&mut self, seed: u64, family: PromptFamily, blocks: BlockLayout) {
+    pub(super) fn begin(&mut self, seed: u64, family: PromptFamily, blocks: BlockLayout) {
         self.max_blocks = blocks.max_blocks;
         self.previous = seed;
         self.rest.clear();
@@ -141,12 +141,12 @@ impl ChainHasher {
         self.chain.opening = None;
     }
 
-    pub fn chain(&self) -> &Chain {
+    pub(super) fn chain(&self) -> &Chain {
         &self.chain
     }
 
     /// Forgets what was written since the last checkpoint.
-    pub fn rewind(&mut self) {
+    pub(super) fn rewind(&mut self) {
         self.previous = self.saved.previous;
         self.rest.clear();
         self.rest.extend_from_slice(&self.saved.rest);

@@ -7,9 +7,9 @@
 //!
 //! Never: a byte to the client, a decision on what follows a failure. Only the placement outlives an attempt.
 
-pub mod connection;
-pub mod pool;
-pub mod wire;
+pub(super) mod connection;
+pub(super) mod pool;
+pub(super) mod wire;
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ const MAX_INFORMATIONAL: u32 = 16;
 const STALE_DETECTION_TIME: Duration = Duration::from_secs(1);
 
 /// An upstream's answer before its first byte is sent to the client.
-pub struct UpstreamAnswer {
+pub(super) struct UpstreamAnswer {
     pub connection: UpstreamConnection,
     pub status: u16,
     /// The bytes of the body that were read.
@@ -57,7 +57,7 @@ pub struct UpstreamAnswer {
 }
 
 /// The end of an attempt without an answer for the client.
-pub enum AttemptError {
+pub(super) enum AttemptError {
     /// The attempt failed; with the answer that may go to the client if no other attempt follows.
     Failed(AttemptFailure, Option<Box<UpstreamAnswer>>),
     /// The request is over.
@@ -85,7 +85,7 @@ impl From<AttemptFailure> for AttemptError {
 }
 
 /// Tries the request on the upstream of its placement. `stale`: an earlier attempt used a stale connection.
-pub async fn attempt(
+pub(super) async fn attempt(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
@@ -342,7 +342,7 @@ impl UpstreamAnswer {
         }
     }
 
-    pub fn head(&self) -> &ResponseHeader {
+    pub(super) fn head(&self) -> &ResponseHeader {
         self.connection.head()
     }
 }

@@ -12,7 +12,7 @@ use crate::route::upstreams::RouteUpstreams;
 
 /// The attempts of one request.
 #[derive(Default)]
-pub struct Attempts {
+pub(super) struct Attempts {
     pub count: u32,
     /// The ids of the upstreams that were tried.
     pub tried: Vec<usize>,
@@ -32,7 +32,7 @@ pub struct Attempts {
 
 impl Attempts {
     /// The query for the next attempt's candidates.
-    pub fn query<'a>(
+    pub(super) fn query<'a>(
         &'a self,
         request: &'a ClientRequest,
         settings: &ProxySettings,
@@ -43,19 +43,19 @@ impl Attempts {
     }
 
     /// Records the beginning of an attempt on this upstream.
-    pub fn begin(&mut self, upstream: usize) {
+    pub(super) fn begin(&mut self, upstream: usize) {
         self.count += 1;
         self.tried.push(upstream);
     }
 
     /// Permits another attempt on the same upstream, with another body.
-    pub fn try_again(&mut self, placement: &Placement) {
+    pub(super) fn try_again(&mut self, placement: &Placement) {
         self.tried.retain(|id| *id != placement.upstream().id);
         self.retry_follows = true;
     }
 
     /// Records a failed attempt, and the rejection that follows when it was the last one.
-    pub fn record_failure(
+    pub(super) fn record_failure(
         &mut self,
         scope: &RequestScope<'_>,
         placement: &Placement,

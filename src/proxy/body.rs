@@ -31,20 +31,20 @@ enum HeldBytes {
 
 /// A text that is inserted into a body on its way to an upstream.
 #[derive(Clone, Debug)]
-pub struct BodyInsertion {
+pub(super) struct BodyInsertion {
     /// The offset in the body.
     pub at: usize,
     pub text: Bytes,
 }
 
 /// A complete body as every upstream gets it.
-pub struct SentBody {
+pub(super) struct SentBody {
     bytes: Bytes,
     insertion: Option<BodyInsertion>,
 }
 
 /// The body of one request.
-pub struct RequestBody {
+pub(super) struct RequestBody {
     held: HeldBytes,
     reservation: MemoryReservation,
     /// The largest body that is held.
@@ -91,7 +91,7 @@ impl HeldBytes {
 // === impl SentBody ===
 
 impl SentBody {
-    pub fn new(bytes: Bytes) -> Self {
+    pub(super) fn new(bytes: Bytes) -> Self {
         SentBody { bytes, insertion: None }
     }
 }
@@ -99,7 +99,7 @@ impl SentBody {
 // === impl RequestBody ===
 
 impl RequestBody {
-    pub fn new(reservation: MemoryReservation, max_held: u64, declared: Option<u64>) -> Self {
+    pub(super) fn new(reservation: MemoryReservation, max_held: u64, declared: Option<u64>) -> Self {
         RequestBody {
             held: HeldBytes::Nothing,
             reservation,
@@ -113,44 +113,44 @@ impl RequestBody {
     }
 
     /// The body of a request that has none.
-    pub fn empty(reservation: MemoryReservation) -> Self {
+    pub(super) fn empty(reservation: MemoryReservation) -> Self {
         RequestBody { complete: true, ..RequestBody::new(reservation, 0, Some(0)) }
     }
 
     /// The held bytes.
-    pub fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         self.held.bytes()
     }
 
-    pub fn len(&self) -> u64 {
+    pub(super) fn len(&self) -> u64 {
         self.bytes().len() as u64
     }
 
-    pub fn is_complete(&self) -> bool {
+    pub(super) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    pub fn complete(&mut self) {
+    pub(super) fn complete(&mut self) {
         self.complete = true;
     }
 
     /// The body's length, as far as it is known before its end.
-    pub fn declared(&self) -> Option<u64> {
+    pub(super) fn declared(&self) -> Option<u64> {
         self.declared
     }
 
     /// The largest body that is held.
-    pub fn max_held(&self) -> u64 {
+    pub(super) fn max_held(&self) -> u64 {
         self.max_held
     }
 
     /// Whether every byte that was read is still held, so that an attempt can send all of them.
-    pub fn is_replayable(&self) -> bool {
+    pub(super) fn is_replayable(&self) -> bool {
         !matches!(self.held, HeldBytes::Released)
     }
 
     /// Reserves memory for a piece and holds it. False when memory is lacking.
-    pub fn hold(&mut self, piece: Bytes) -> bool {
+    pub(super) fn hold(&mut self, piece: Bytes) -> bool {
         let total = self.len() + piece.len() as u64;
         if !self.reserve(total) {
             return false;
@@ -160,7 +160,7 @@ impl RequestBody {
     }
 
     /// The buffer with room for `more` received bytes, which are reserved; `None` when there is no memory.
-    pub fn buffer_for(&mut self, more: usize) -> Option<&mut BytesMut> {
+    pub(super) fn buffer_for(&mut self, more: usize) -> Option<&mut BytesMut> {
         if !matches!(&self.held, HeldBytes::Many(bytes) if bytes.capacity() - bytes.len() >= more) {
             if !self.reserve(self.len() + more as u64) {
                 return None;
@@ -186,33 +186,33 @@ impl RequestBody {
     }
 
     /// Reserves for the bytes that wait for the upstream. False when memory is lacking.
-    pub fn reserve_waiting(&mut self, bytes: usize) -> bool {
+    pub(super) fn reserve_waiting(&mut self, bytes: usize) -> bool {
         let waiting = self.waiting.get_or_insert_with(|| self.reservation.reservation_beside());
         waiting.grow_to(bytes as u64)
     }
 
-    pub fn has_waiting(&self) -> bool {
+    pub(super) fn has_waiting(&self) -> bool {
         self.waiting.is_some()
     }
 
     /// Returns the reservation for waiting bytes: none wait any more.
-    pub fn release_waiting(&mut self) {
+    pub(super) fn release_waiting(&mut self) {
         self.waiting = None;
     }
 
     /// Sets the reader of the rest of the body.
-    pub fn watch(&mut self, tail: BodyTail) {
+    pub(super) fn watch(&mut self, tail: BodyTail) {
         self.tail = Some(Box::new(tail));
     }
 
     /// Reads a piece after the peek, before it is held or sent. Fails if the piece makes the body one of
     /// another route.
-    pub fn read_on(&mut self, piece: &[u8]) -> Result<(), Reject> {
+    pub(super) fn read_on(&mut self, piece: &[u8]) -> Result<(), Reject> {
         self.tail.as_mut().map_or(Ok(()), |tail| tail.read(piece))
     }
 
     /// Holds a piece after the peek, as long as the body can be held; otherwise the body is sent once.
-    pub fn hold_if_possible(&mut self, piece: &Bytes) {
+    pub(super) fn hold_if_possible(&mut self, piece: &Bytes) {
         let total = self.len() + piece.len() as u64;
         if !self.is_replayable() {
             return;
@@ -223,12 +223,12 @@ impl RequestBody {
     }
 
     /// An empty reservation of the same memory, for a copy of the body.
-    pub fn reservation_beside(&self) -> MemoryReservation {
+    pub(super) fn reservation_beside(&self) -> MemoryReservation {
         self.reservation.reservation_beside()
     }
 
     /// Replaces the received body by an edited one. False when memory is lacking.
-    pub fn replace(&mut self, edited: Bytes) -> bool {
+    pub(super) fn replace(&mut self, edited: Bytes) -> bool {
         let length = edited.len() as u64;
         if !self.reservation.grow_to(length) {
             return false;
@@ -238,7 +238,7 @@ impl RequestBody {
     }
 
     /// Replaces a complete body and returns it. `None`: memory is lacking.
-    pub fn exchange(&mut self, other: SentBody) -> Option<SentBody> {
+    pub(super) fn exchange(&mut self, other: SentBody) -> Option<SentBody> {
         if !self.reservation.grow_to(other.bytes.len() as u64) {
             return None;
         }
@@ -249,14 +249,14 @@ impl RequestBody {
     }
 
     /// A complete body as every upstream gets it, in one piece.
-    pub fn whole(&mut self) -> Bytes {
+    pub(super) fn whole(&mut self) -> Bytes {
         let held = self.replay();
         if self.insertion.is_none() { held } else { self.pieces(held, None).concat().into() }
     }
 
     /// Inserts a text into a complete body on its way to an upstream, without a copy of the body. A second
     /// text at the same offset follows the first.
-    pub fn insert(&mut self, at: usize, text: &'static [u8]) {
+    pub(super) fn insert(&mut self, at: usize, text: &'static [u8]) {
         let text = match &self.insertion {
             Some(first) => [&first.text[..], text].concat().into(),
             None => Bytes::from_static(text),
@@ -265,14 +265,14 @@ impl RequestBody {
     }
 
     /// The length of a complete body on its way to an upstream.
-    pub fn sent_length(&self) -> u64 {
+    pub(super) fn sent_length(&self) -> u64 {
         self.len() + self.insertion.as_ref().map_or(0, |insertion| insertion.text.len() as u64)
     }
 
     /// The pieces of the held bytes as they are sent, with the insertion for the upstream of this attempt.
     /// Each insertion is placed between two slices of the held bytes, so that none is copied; pieces may be
     /// empty.
-    pub fn pieces(&self, mut held: Bytes, own: Option<BodyInsertion>) -> [Bytes; 5] {
+    pub(super) fn pieces(&self, mut held: Bytes, own: Option<BodyInsertion>) -> [Bytes; 5] {
         let mut insertions = [own, self.insertion.clone()];
         insertions.sort_by_key(|insertion| insertion.as_ref().map_or(usize::MAX, |insertion| insertion.at));
         let mut pieces = <[Bytes; 5]>::default();
@@ -290,7 +290,7 @@ impl RequestBody {
     }
 
     /// The held bytes, for the beginning of an attempt.
-    pub fn replay(&mut self) -> Bytes {
+    pub(super) fn replay(&mut self) -> Bytes {
         match std::mem::replace(&mut self.held, HeldBytes::Nothing) {
             HeldBytes::Nothing => Bytes::new(),
             HeldBytes::Piece(piece) => {
@@ -311,12 +311,12 @@ impl RequestBody {
 
     /// Drops the held bytes, since no attempt can follow. The reservation stays: bytes in the send queue are
     /// still held.
-    pub fn stop_holding(&mut self) {
+    pub(super) fn stop_holding(&mut self) {
         self.held = HeldBytes::Released;
     }
 
     /// Drops the held bytes and their reservation, since no attempt can follow.
-    pub fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         self.held = HeldBytes::Released;
         self.reservation.release();
         self.waiting = None;

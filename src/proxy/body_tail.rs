@@ -10,7 +10,7 @@ use crate::prompt::scan::tail::DocumentTail;
 use crate::reject::Reject;
 
 /// The reader of the rest of a body.
-pub enum BodyTail {
+pub(super) enum BodyTail {
     Json(DocumentTail),
     Multipart(Box<FormTail>),
 }
@@ -19,7 +19,7 @@ pub enum BodyTail {
 
 impl BodyTail {
     /// Reads the next piece. Fails if the body must be rejected.
-    pub fn read(&mut self, piece: &[u8]) -> Result<(), Reject> {
+    pub(super) fn read(&mut self, piece: &[u8]) -> Result<(), Reject> {
         match self {
             BodyTail::Json(tail) => tail.read(piece),
             BodyTail::Multipart(tail) => tail.read(piece),
@@ -28,7 +28,7 @@ impl BodyTail {
     }
 
     /// Fails if the bytes read so far require a reject.
-    pub fn check(&self) -> Result<(), Reject> {
+    pub(super) fn check(&self) -> Result<(), Reject> {
         let (names_model, is_lost) = match self {
             BodyTail::Json(tail) => (tail.names_model(), false),
             BodyTail::Multipart(tail) => (tail.names_model(), tail.is_lost()),
@@ -41,11 +41,11 @@ impl BodyTail {
 }
 
 /// The reject of a body with a second model after the part that decided its route.
-pub fn second_model() -> Reject {
+pub(super) fn second_model() -> Reject {
     Reject::Field { param: "model".into(), message: "The body names its model more than once.".into() }
 }
 
 /// The reject of a form that cannot be parsed reliably, if routing depends on its fields.
-pub fn lost_form() -> Reject {
+pub(super) fn lost_form() -> Reject {
     Reject::Field { param: "body".into(), message: "The parts of the form cannot be followed.".into() }
 }

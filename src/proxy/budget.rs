@@ -13,17 +13,17 @@ const UNITS_PER_ATTEMPT: i64 = 1000;
 const RESERVE_UNITS: i64 = 100 * UNITS_PER_ATTEMPT;
 
 /// Limits retries to a share of the requests, so that an outage is not multiplied.
-pub struct RetryBudget {
+pub(super) struct RetryBudget {
     tokens: AtomicI64,
 }
 
 impl RetryBudget {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         RetryBudget { tokens: AtomicI64::new(RESERVE_UNITS) }
     }
 
     /// Adds the share of one request; the configuration keeps it between 0 and 10.
-    pub fn request(&self, share: f64) {
+    pub(super) fn request(&self, share: f64) {
         let share = (share * UNITS_PER_ATTEMPT as f64) as i64;
         let add = |tokens: i64| (tokens < RESERVE_UNITS).then(|| (tokens + share).min(RESERVE_UNITS));
         // A full bucket stays full.
@@ -31,7 +31,7 @@ impl RetryBudget {
     }
 
     /// Takes the cost of one retry for a request with this share. False when the bucket has too little.
-    pub fn take(&self, share: f64) -> bool {
+    pub(super) fn take(&self, share: f64) -> bool {
         // A share of 0 disables retries.
         let pay =
             |tokens: i64| (share > 0.0 && tokens >= UNITS_PER_ATTEMPT).then_some(tokens - UNITS_PER_ATTEMPT);

@@ -20,14 +20,17 @@ type CachedPage = tokio::sync::Mutex<Option<(Instant, Response<Bytes>)>>;
 
 /// The pages that one balancer shares.
 #[derive(Default)]
-pub struct CachedPages {
+pub(super) struct CachedPages {
     pub load: CachedPage,
     pub metrics: CachedPage,
 }
 
 /// Returns the page if it is fresh, else makes a new one. Requests that arrive meanwhile wait for it; if the
 /// request that makes it is dropped, the next one makes it.
-pub async fn shared(page: &CachedPage, make: impl Future<Output = Response<Bytes>>) -> Response<Bytes> {
+pub(super) async fn shared(
+    page: &CachedPage,
+    make: impl Future<Output = Response<Bytes>>,
+) -> Response<Bytes> {
     let mut page = page.lock().await;
     if let Some((made, answer)) = &*page
         && made.elapsed() < MAX_PAGE_AGE

@@ -34,7 +34,7 @@ use crate::traces::record::{SessionSettings, TraceApi, TraceError, UNNAMED_SESSI
 const MAX_KEPT_BYTES: usize = 4 << 10;
 
 /// The decisions on a request's capture before its body is edited.
-pub struct CaptureIntent {
+pub(super) struct CaptureIntent {
     pub session_id: String,
     /// The operator's settings of the session.
     pub settings: Option<Arc<SessionSettings>>,
@@ -44,7 +44,7 @@ pub struct CaptureIntent {
 }
 
 /// The change of a body for its capture.
-pub struct PreparedCapture {
+pub(super) struct PreparedCapture {
     pub session_id: String,
     /// The model that the client named, where the body names the session's.
     pub client_model: Option<String>,
@@ -61,7 +61,7 @@ pub struct PreparedCapture {
 }
 
 /// The capture of one request. See the module.
-pub struct RequestCapture {
+pub(super) struct RequestCapture {
     capture: Capture,
     dialect: BodyDialect,
     question: Option<CaptureQuestion>,
@@ -91,7 +91,7 @@ enum CaptureEdit {
 }
 
 /// The interface of a trace; `None`: calls of it are not captured.
-pub fn trace_api(api: Api) -> Option<TraceApi> {
+pub(super) fn trace_api(api: Api) -> Option<TraceApi> {
     match api {
         Api::Chat => Some(TraceApi::Chat),
         Api::Completions => Some(TraceApi::Completions),
@@ -103,7 +103,7 @@ pub fn trace_api(api: Api) -> Option<TraceApi> {
 
 impl CaptureIntent {
     /// `label`: the session, wherever it is named; `in_path`: by the path.
-    pub async fn of(
+    pub(super) async fn of(
         traces: &Traces,
         label: Option<&str>,
         in_path: bool,
@@ -120,7 +120,7 @@ impl CaptureIntent {
     }
 
     /// The settings, where they change a body.
-    pub fn edits(&self) -> Option<&SessionSettings> {
+    pub(super) fn edits(&self) -> Option<&SessionSettings> {
         let settings = self.settings.as_deref()?;
         (!settings.sampling_params.is_empty() || settings.model.is_some()).then_some(settings)
     }
@@ -128,7 +128,7 @@ impl CaptureIntent {
 
 impl RequestCapture {
     /// Begins the capture of a prepared request with this id, which began at this time.
-    pub fn begin(
+    pub(super) fn begin(
         shared: &ProxyShared,
         (id, begun): (&str, Instant),
         prepared: PreparedCapture,
@@ -167,23 +167,23 @@ impl RequestCapture {
     }
 
     /// The session from whose last turn the call may continue.
-    pub fn continued_session(&self) -> Option<&str> {
+    pub(super) fn continued_session(&self) -> Option<&str> {
         let session = self.capture.session().filter(|session| *session != UNNAMED_SESSION)?;
         (self.dialect == BodyDialect::Chat).then_some(session)
     }
 
     /// How the cumulative token mode serves the call.
-    pub fn set_cumulative(&mut self, way: String) {
+    pub(super) fn set_cumulative(&mut self, way: String) {
         self.capture.set_cumulative(way);
     }
 
     /// An attempt on this upstream begins.
-    pub fn attempt(&mut self, upstream: &str, attempts: u32) {
+    pub(super) fn attempt(&mut self, upstream: &str, attempts: u32) {
         self.capture.attempt(upstream, attempts);
     }
 
     /// An answer begins. `body`: the client's, as it was sent, without what was inserted.
-    pub fn begin_answer(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
+    pub(super) fn begin_answer(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
         let kind = text(header::CONTENT_TYPE);
@@ -214,7 +214,7 @@ impl RequestCapture {
     }
 
     /// Copies the next piece of the answer. Returns it as the client gets it; `None`: as it is.
-    pub fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
+    pub(super) fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
         self.capture.piece(piece);
         let (edited, ends) = match self.answer.as_mut() {
             Some(CaptureEdit::Cleanup(cleanup)) => {
@@ -245,20 +245,20 @@ impl RequestCapture {
     }
 
     /// Ends the call if the copied piece, which is now sent to the client, was the last one.
-    pub fn conclude(&mut self) {
+    pub(super) fn conclude(&mut self) {
         if std::mem::take(&mut self.is_over) {
             self.close(None);
         }
     }
 
     /// Ends the call of an answer that broke off.
-    pub fn break_off(&mut self) {
+    pub(super) fn break_off(&mut self) {
         self.close(Some(TraceError::Incomplete));
     }
 
     /// An error that says that the prompt does not fit is replaced by the balancer's own answer, which the
     /// client gets with status 200.
-    pub fn replaced(&mut self, error: &[u8], answer: &OverflowAnswer) {
+    pub(super) fn replaced(&mut self, error: &[u8], answer: &OverflowAnswer) {
         self.capture.replace(error);
         self.capture.answer(200, answer.content_type.starts_with("text/event-stream"));
         self.capture.piece(answer.body.as_bytes());
@@ -266,7 +266,7 @@ impl RequestCapture {
     }
 
     /// The end of the request, of a call that has not ended.
-    pub fn end(&mut self, end: Result<(), &RequestEnd>) {
+    pub(super) fn end(&mut self, end: Result<(), &RequestEnd>) {
         match end {
             Ok(()) => self.capture.end(None),
             Err(RequestEnd::Reject(reject)) => {
@@ -279,7 +279,7 @@ impl RequestCapture {
     }
 
     /// What is notified once the trace is stored, where the end of the answer waits for it.
-    pub fn take_waiting(&mut self) -> Option<oneshot::Receiver<()>> {
+    pub(super) fn take_waiting(&mut self) -> Option<oneshot::Receiver<()>> {
         self.waiting.take()
     }
 

@@ -33,7 +33,7 @@ use crate::reject::Reject;
 use crate::retry::{self, AttemptFailure, RetryDecision, RetryFacts};
 
 /// A request that has ended, for its record and its connection.
-pub struct FinishedRequest {
+pub(super) struct FinishedRequest {
     pub request: ClientRequest,
     pub report: RequestReport,
     /// The connection must end without another byte.
@@ -44,7 +44,7 @@ pub struct FinishedRequest {
 }
 
 /// Carries one request to its end. Boxed, so that the caller's future stays small.
-pub async fn carry(
+pub(super) async fn carry(
     shared: &ProxyShared,
     admin: Option<&dyn AdminService>,
     client: &mut Client<'_>,

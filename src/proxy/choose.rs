@@ -30,7 +30,7 @@ enum RoomCheck {
 }
 
 /// Chooses an upstream that has not been tried.
-pub async fn choose(
+pub(super) async fn choose(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,

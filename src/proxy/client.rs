@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 use super::wire::ClientWire;
 
 /// How long a client may leave a write unread before it is disconnected.
-pub const MAX_CLIENT_STALL: Duration = Duration::from_secs(120);
+pub(super) const MAX_CLIENT_STALL: Duration = Duration::from_secs(120);
 
 /// The largest piece of a body that is read at once, where it is not read into a buffer.
 const MAX_PIECE_BYTES: usize = 64 << 10;
@@ -30,7 +30,7 @@ const MAX_PIECE_BYTES: usize = 64 << 10;
 const DISCONNECT_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The client of one request.
-pub struct Client<'s> {
+pub(super) struct Client<'s> {
     session: &'s mut ServerSession,
     presence: ClientPresence,
     /// The client's disconnect does not end the request.
@@ -51,7 +51,7 @@ enum ClientPresence {
 
 /// An event of the client while the request is in progress.
 #[derive(Debug)]
-pub enum ClientEvent {
+pub(super) enum ClientEvent {
     /// A piece of the body; `None`: it has ended.
     Piece(Option<Bytes>),
     /// The client has disconnected, and the request goes on without it.
@@ -99,7 +99,7 @@ fn disconnected(mut error: Box<Error>) -> Box<Error> {
 // === impl Client ===
 
 impl<'s> Client<'s> {
-    pub fn new(session: &'s mut ServerSession) -> Self {
+    pub(super) fn new(session: &'s mut ServerSession) -> Self {
         if let Some(length) = wire(session).and_then(ClientWire::body_length) {
             // Pingora reads the length once, and takes the body for empty from here on.
             session.is_body_empty();
@@ -118,80 +118,80 @@ impl<'s> Client<'s> {
         self.wire().filter(|wire| wire.body_length().is_some())
     }
 
-    pub fn head(&self) -> &RequestHeader {
+    pub(super) fn head(&self) -> &RequestHeader {
         self.session.req_header()
     }
 
-    pub fn head_mut(&mut self) -> &mut RequestHeader {
+    pub(super) fn head_mut(&mut self) -> &mut RequestHeader {
         self.session.req_header_mut()
     }
 
-    pub fn headers(&self) -> &HeaderMap {
+    pub(super) fn headers(&self) -> &HeaderMap {
         &self.session.req_header().headers
     }
 
-    pub fn session(&self) -> &ServerSession {
+    pub(super) fn session(&self) -> &ServerSession {
         self.session
     }
 
-    pub fn address(&self) -> Option<&SocketAddr> {
+    pub(super) fn address(&self) -> Option<&SocketAddr> {
         self.session.client_addr()
     }
 
-    pub fn is_https(&self) -> bool {
+    pub(super) fn is_https(&self) -> bool {
         self.session.digest().is_some_and(|digest| digest.ssl_digest.is_some())
     }
 
-    pub fn is_upgrade(&self) -> bool {
+    pub(super) fn is_upgrade(&self) -> bool {
         self.session.is_upgrade_req()
     }
 
-    pub fn has_no_body(&mut self) -> bool {
+    pub(super) fn has_no_body(&mut self) -> bool {
         self.sized().is_none() && self.session.is_body_empty()
     }
 
     /// Whether the whole body of the request has been read.
-    pub fn is_body_done(&mut self) -> bool {
+    pub(super) fn is_body_done(&mut self) -> bool {
         match self.sized() {
             Some(wire) => wire.is_body_done(),
             None => self.session.is_body_done(),
         }
     }
 
-    pub fn bytes_sent(&self) -> u64 {
+    pub(super) fn bytes_sent(&self) -> u64 {
         self.session.body_bytes_sent() as u64
     }
 
     /// Whether a part of an answer was sent; `100 Continue` does not count.
-    pub fn has_answer(&self) -> bool {
+    pub(super) fn has_answer(&self) -> bool {
         let begun = |head: &ResponseHeader| !head.status.is_informational() || head.status.as_u16() == 101;
         self.session.response_written().is_some_and(begun)
     }
 
     /// Whether the client left an answer unread: the written part must not look complete.
-    pub fn is_gone(&self) -> bool {
+    pub(super) fn is_gone(&self) -> bool {
         self.presence == ClientPresence::Gone
     }
 
     /// Waits for the client's bytes without a limit of the session's own: the caller has a watch.
-    pub fn wait_without_limit(&mut self) {
+    pub(super) fn wait_without_limit(&mut self) {
         if let ServerSession::H1(session) = &mut *self.session {
             session.set_read_timeout(None);
         }
     }
 
     /// The request goes on when its client disconnects.
-    pub fn set_background(&mut self, background: bool) {
+    pub(super) fn set_background(&mut self, background: bool) {
         self.background = background;
     }
 
     /// Whether the rest of a body in chunks is still to come. Pingora cannot find the next request behind it.
-    pub fn sends_chunks(&mut self) -> bool {
+    pub(super) fn sends_chunks(&mut self) -> bool {
         self.headers().contains_key(TRANSFER_ENCODING) && !self.session.is_body_done()
     }
 
     /// Frees the request's fields, which are not read after the answer's head.
-    pub fn forget_fields(&mut self) {
+    pub(super) fn forget_fields(&mut self) {
         let head = self.session.req_header();
         // What was parsed once can be parsed again.
         if let Ok(mut bare) = RequestHeader::build_no_case(head.method.clone(), head.raw_path(), Some(0)) {
@@ -201,35 +201,35 @@ impl<'s> Client<'s> {
     }
 
     /// The connection ends behind this request.
-    pub fn close_after(&mut self) {
+    pub(super) fn close_after(&mut self) {
         self.session.set_keepalive(None);
     }
 
     /// Sends `100 Continue` to a client that expects it.
-    pub async fn permit_body(&mut self) -> Result<()> {
+    pub(super) async fn permit_body(&mut self) -> Result<()> {
         self.permitted = true;
         within_deadline(self.session.write_continue_response()).await
     }
 
     /// Whether the client expects `100 Continue`, which HTTP/1.0 does not have.
-    pub fn asks_permission(&self) -> bool {
+    pub(super) fn asks_permission(&self) -> bool {
         let expects = self.headers().get(EXPECT);
         !self.is_http10()
             && expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     }
 
     /// Whether the client may omit the body that it announced: no `100 Continue` was sent.
-    pub fn may_omit_body(&mut self) -> bool {
+    pub(super) fn may_omit_body(&mut self) -> bool {
         !self.permitted && self.asks_permission() && !self.is_body_done()
     }
 
     /// Whether the client has sent more than is read, or may do so.
-    pub fn sends_more(&mut self) -> bool {
+    pub(super) fn sends_more(&mut self) -> bool {
         self.presence == ClientPresence::Pipelining || self.may_omit_body()
     }
 
     /// Reads the next piece of the body. The caller has a deadline.
-    pub async fn read(&mut self) -> Result<Option<Bytes>> {
+    pub(super) async fn read(&mut self) -> Result<Option<Bytes>> {
         match self.sized() {
             Some(wire) => read_piece(wire).await,
             None => self.session.read_request_body().await,
@@ -238,13 +238,13 @@ impl<'s> Client<'s> {
 
     /// Whether the rest of the body is read by `received` and `read_into`: the connection reads it, and
     /// what was received with the head has been taken.
-    pub fn reads_into(&self) -> bool {
+    pub(super) fn reads_into(&self) -> bool {
         self.sized().is_some_and(ClientWire::is_received_taken)
     }
 
     /// Waits for more of a body that is read into a buffer. Returns the number of bytes; 0 is its end. The
     /// caller has a deadline.
-    pub async fn received(&mut self) -> Result<usize> {
+    pub(super) async fn received(&mut self) -> Result<usize> {
         match self.sized() {
             Some(wire) => wire.received().await.map_err(read_error),
             None => Ok(0),
@@ -253,7 +253,7 @@ impl<'s> Client<'s> {
 
     /// Reads up to `most` bytes of what was received of the body into the room that the buffer has. Returns
     /// their number.
-    pub fn read_into(&mut self, buffer: &mut BytesMut, most: usize) -> Result<usize> {
+    pub(super) fn read_into(&mut self, buffer: &mut BytesMut, most: usize) -> Result<usize> {
         match self.sized() {
             Some(wire) => wire.try_read_body(buffer, most).map_err(read_error),
             None => Ok(0),
@@ -262,7 +262,7 @@ impl<'s> Client<'s> {
 
     /// Reads and discards the rest of a body that the connection reads itself, so that the next request can
     /// be read, or the client receives its answer.
-    pub async fn discard_body(&mut self, limit: Duration) {
+    pub(super) async fn discard_body(&mut self, limit: Duration) {
         let Some(wire) = self.sized().filter(|wire| !wire.is_body_done()) else { return };
         let discarding = async { while let Ok(Some(_)) = read_piece(wire).await {} };
         drop(timeout(limit, discarding).await);
@@ -274,7 +274,7 @@ impl<'s> Client<'s> {
     /// Waits for the next piece of the body, or, after its end, for the client's disconnect. The caller has a
     /// watch. `complete`: the body has ended, even if the connection does not report it: an HTTP/2 stream
     /// that its client has reset no longer reports the end. Unless `reads`, only a disconnect is awaited.
-    pub async fn next(&mut self, complete: bool, reads: bool) -> Result<ClientEvent> {
+    pub(super) async fn next(&mut self, complete: bool, reads: bool) -> Result<ClientEvent> {
         let event = match self.presence {
             ClientPresence::HalfClosed | ClientPresence::Gone => std::future::pending().await,
             ClientPresence::Pipelining => self.disconnect().await,
@@ -331,7 +331,7 @@ impl<'s> Client<'s> {
     }
 
     /// Writes the head of an answer and the beginning of its body, together; `end`: it has no body.
-    pub async fn write_head(&mut self, head: ResponseHeader, first: &[u8], end: bool) -> Result<()> {
+    pub(super) async fn write_head(&mut self, head: ResponseHeader, first: &[u8], end: bool) -> Result<()> {
         if self.presence == ClientPresence::Gone {
             return Ok(());
         }
@@ -353,7 +353,7 @@ impl<'s> Client<'s> {
     }
 
     /// Writes a piece of an answer's body.
-    pub async fn write(&mut self, piece: &[u8]) -> Result<()> {
+    pub(super) async fn write(&mut self, piece: &[u8]) -> Result<()> {
         if self.presence == ClientPresence::Gone || piece.is_empty() {
             return Ok(());
         }
@@ -368,7 +368,7 @@ impl<'s> Client<'s> {
     }
 
     /// Ends an answer's body.
-    pub async fn finish(&mut self) -> Result<()> {
+    pub(super) async fn finish(&mut self) -> Result<()> {
         if self.presence == ClientPresence::Gone {
             return Ok(());
         }
@@ -382,7 +382,7 @@ impl<'s> Client<'s> {
 
     /// Marks the answer as cut. In HTTP/1.0 the end of the connection ends an answer, so the connection is
     /// reset.
-    pub fn cut(&mut self) {
+    pub(super) fn cut(&mut self) {
         if self.is_http10()
             && let ServerSession::H1(session) = &*self.session
             && let Some(wire) = session.stream().as_any().downcast_ref::<ClientWire>()
@@ -391,11 +391,11 @@ impl<'s> Client<'s> {
         }
     }
 
-    pub fn is_http10(&self) -> bool {
+    pub(super) fn is_http10(&self) -> bool {
         self.head().version == Version::HTTP_10
     }
 
-    pub fn is_head(&self) -> bool {
+    pub(super) fn is_head(&self) -> bool {
         self.head().method == Method::HEAD
     }
 }

@@ -9,7 +9,7 @@ use super::shared::ProxyShared;
 use crate::observe::GaugeGuard;
 
 /// The settings, the id and the start of one request.
-pub struct RequestContext {
+pub(super) struct RequestContext {
     pub started: Instant,
     /// The settings at the start of the request; a reload does not change them.
     pub settings: Arc<ProxySettings>,
@@ -21,7 +21,7 @@ pub struct RequestContext {
 // === impl RequestContext ===
 
 impl RequestContext {
-    pub fn new(shared: &ProxyShared, id: String) -> Self {
+    pub(super) fn new(shared: &ProxyShared, id: String) -> Self {
         RequestContext {
             started: Instant::now(),
             settings: shared.settings.load_full(),

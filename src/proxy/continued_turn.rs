@@ -11,7 +11,7 @@ use crate::observe::Observer;
 use crate::route::cumulative::{CompletionAnswer, TokenForm};
 
 /// A turn that is sent as a completion.
-pub struct ContinuedTurn {
+pub(super) struct ContinuedTurn {
     /// The chat, for the case that the completion is refused.
     chat: SentBody,
     tokens: TokenForm,
@@ -23,17 +23,17 @@ pub struct ContinuedTurn {
 
 impl ContinuedTurn {
     /// `chat`: the body whose place the completion takes.
-    pub fn new(chat: SentBody, tokens: TokenForm) -> Self {
+    pub(super) fn new(chat: SentBody, tokens: TokenForm) -> Self {
         ContinuedTurn { chat, tokens, is_counted: false, answer: None }
     }
 
     /// The chat, to be sent in place of the completion.
-    pub fn into_chat(self) -> SentBody {
+    pub(super) fn into_chat(self) -> SentBody {
         self.chat
     }
 
     /// An answer begins.
-    pub fn begin(&mut self, head: &mut ResponseHeader, observer: &Observer) -> Result<()> {
+    pub(super) fn begin(&mut self, head: &mut ResponseHeader, observer: &Observer) -> Result<()> {
         self.answer = None;
         if !head.status.is_success() {
             return Ok(());
@@ -49,7 +49,7 @@ impl ContinuedTurn {
     }
 
     /// The next piece of the answer as a chat's. `None`: it goes on as it is.
-    pub fn piece(&mut self, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+    pub(super) fn piece(&mut self, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
         let Some(answer) = &mut self.answer else { return Ok(None) };
         answer.feed(piece, end).map(|chat| Some(Bytes::from(chat))).map_err(|_| unreadable())
     }

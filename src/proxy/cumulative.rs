@@ -51,7 +51,7 @@ enum TurnPlan {
 
 /// Turns a request that is captured into the completion that continues from its session's last turn, where
 /// there is one. The body is complete.
-pub async fn continue_turn(
+pub(super) async fn continue_turn(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
@@ -216,27 +216,27 @@ async fn tokenize(
 }
 
 /// The target of a request that is sent as a completion.
-pub fn target(request: &ClientRequest, head: &RequestHeader) -> Option<String> {
+pub(super) fn target(request: &ClientRequest, head: &RequestHeader) -> Option<String> {
     request.continued.as_ref()?;
     let query = head.uri.query().map_or(String::new(), |query| format!("?{query}"));
     Some(format!("{COMPLETIONS_PATH}{query}"))
 }
 
 /// Whether the answer is held until it is whole: only then another attempt can follow an unreadable answer.
-pub fn holds(request: &ClientRequest, head: &ResponseHeader) -> bool {
+pub(super) fn holds(request: &ClientRequest, head: &ResponseHeader) -> bool {
     let kind = head.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let is_json = kind.is_some_and(|kind| kind.trim_start().starts_with("application/json"));
     request.continued.is_some() && head.status.is_success() && is_json
 }
 
 /// Whether an answer of this status refuses the completion, so that the chat is sent in its place now.
-pub fn is_refused(scope: &RequestScope<'_>, request: &mut ClientRequest, status: u16) -> bool {
+pub(super) fn is_refused(scope: &RequestScope<'_>, request: &mut ClientRequest, status: u16) -> bool {
     let refuses = matches!(status, 400..=407 | 409..=428 | 430..=499 | 501);
     refuses && give_up(scope, request)
 }
 
 /// Puts the chat back in the place of the completion. False: the request is none, or its body has gone.
-pub fn give_up(scope: &RequestScope<'_>, request: &mut ClientRequest) -> bool {
+pub(super) fn give_up(scope: &RequestScope<'_>, request: &mut ClientRequest) -> bool {
     if !request.body.is_replayable() {
         return false;
     }

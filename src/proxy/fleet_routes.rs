@@ -16,7 +16,7 @@ use crate::route::resolve::{self, Resolver, UpstreamView};
 use crate::route::virtual_models::{RoutePlan, RouteTable, UnnamedModelRoute};
 
 /// The routes, with the models that their upstreams serve at this moment.
-pub struct FleetRoutes {
+pub(super) struct FleetRoutes {
     table: RouteTable,
     fleet: Arc<Fleet>,
 }
@@ -27,28 +27,28 @@ fn source(upstream: &Upstream) -> Option<&str> {
 }
 
 /// Whether a route may lead to this upstream.
-pub fn leads_to(route: &RouteConfig, upstream: &Upstream) -> bool {
+pub(super) fn leads_to(route: &RouteConfig, upstream: &Upstream) -> bool {
     resolve::leads_to(route, upstream.name(), source(upstream))
 }
 
 // === impl FleetRoutes ===
 
 impl FleetRoutes {
-    pub fn new(routes: &[RouteConfig], fleet: Arc<Fleet>) -> Self {
+    pub(super) fn new(routes: &[RouteConfig], fleet: Arc<Fleet>) -> Self {
         FleetRoutes { table: RouteTable::new(routes), fleet }
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
 
     /// The names of models that routes are for, without patterns.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.table.names()
     }
 
     /// Whether some routes are for certain models only.
-    pub fn depends_on_model(&self) -> bool {
+    pub(super) fn depends_on_model(&self) -> bool {
         self.table.depends_on_model()
     }
 
@@ -57,22 +57,27 @@ impl FleetRoutes {
     }
 
     /// The route of a request that names no model, and the model that it is for.
-    pub fn plan_unnamed(&self, path: &str, headers: &HeaderMap) -> UnnamedModelRoute {
+    pub(super) fn plan_unnamed(&self, path: &str, headers: &HeaderMap) -> UnnamedModelRoute {
         self.over(&self.fleet.snapshot()).plan_unnamed(path, headers)
     }
 
     /// The first route that matches, with the name by which its model is served now.
-    pub fn plan(&self, model: Option<&str>, path: &str, headers: &HeaderMap) -> Option<Arc<RoutePlan>> {
+    pub(super) fn plan(
+        &self,
+        model: Option<&str>,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Option<Arc<RoutePlan>> {
         self.over(&self.fleet.snapshot()).plan(model, path, headers)
     }
 
     /// The names that a client may request now, for vLLM's "Valid aliases".
-    pub fn aliases(&self, snapshot: &Snapshot) -> Vec<String> {
+    pub(super) fn aliases(&self, snapshot: &Snapshot) -> Vec<String> {
         self.over(snapshot).aliases()
     }
 
     /// The body of `GET /v1/models`: the card of a name is from the upstreams that its requests go to.
-    pub fn models(&self, snapshot: &Snapshot) -> Vec<u8> {
+    pub(super) fn models(&self, snapshot: &Snapshot) -> Vec<u8> {
         let mut cards: HashMap<&str, Vec<(usize, &ModelCard)>> = HashMap::new();
         for entry in snapshot.ready() {
             for card in entry.models.iter() {

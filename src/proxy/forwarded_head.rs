@@ -15,7 +15,7 @@ use crate::fleet::Upstream;
 use crate::names::{X_DATA_PARALLEL_RANK, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
 
 /// The head of a client's request, as it goes to the upstream of this attempt.
-pub fn towards_upstream(
+pub(super) fn towards_upstream(
     scope: &RequestScope<'_>,
     client: &Client<'_>,
     request: &ClientRequest,

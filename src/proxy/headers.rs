@@ -17,7 +17,7 @@ use crate::reject::Reject;
 /// A request with both a length and a transfer coding is how requests are smuggled past a proxy that
 /// reads one of them to a server that reads the other. Pingora drops the length and continues; the balancer
 /// rejects the request.
-pub fn refuse(session: &ServerSession, most: u64, mark: &HeaderValue) -> Option<Reject> {
+pub(super) fn refuse(session: &ServerSession, most: u64, mark: &HeaderValue) -> Option<Reject> {
     let head = session.req_header();
     if has_passed(head, mark) {
         return Some(Reject::Loop);
@@ -60,7 +60,7 @@ pub fn refuse(session: &ServerSession, most: u64, mark: &HeaderValue) -> Option<
 }
 
 /// The fields that `connection` nominates; `None` for what is no field's name.
-pub fn nominated(headers: &HeaderMap) -> impl Iterator<Item = Option<HeaderName>> {
+pub(super) fn nominated(headers: &HeaderMap) -> impl Iterator<Item = Option<HeaderName>> {
     let lines = headers.get_all(header::CONNECTION).iter();
     let names = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     let names = names.map(<[u8]>::trim_ascii).filter(|name| !name.is_empty());
@@ -74,7 +74,7 @@ fn is_protected(name: &HeaderName) -> bool {
 }
 
 /// Whether a field is for the next hop alone, or frames the body.
-pub fn is_hop_by_hop(name: &HeaderName) -> bool {
+pub(super) fn is_hop_by_hop(name: &HeaderName) -> bool {
     match *name {
         header::CONNECTION
         | header::TE
@@ -102,14 +102,14 @@ fn names_header(raw: &[u8], name: &[u8]) -> bool {
 }
 
 /// The client's request id, if it is one that can be sent on and logged.
-pub fn request_id(head: &RequestHeader) -> Option<&str> {
+pub(super) fn request_id(head: &RequestHeader) -> Option<&str> {
     let id = head.headers.get(X_REQUEST_ID)?.to_str().ok()?;
     (!id.is_empty() && id.len() <= 256).then_some(id)
 }
 
 /// The length that a request's head declares: one field with one decimal number, or none. Pingora accepts
 /// a number that is repeated, in fields or in a list, which an upstream may read in another way.
-pub fn content_length(headers: &HeaderMap) -> std::result::Result<Option<u64>, &'static str> {
+pub(super) fn content_length(headers: &HeaderMap) -> std::result::Result<Option<u64>, &'static str> {
     let mut fields = headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(field) = fields.next() else { return Ok(None) };
     let number = field.as_bytes();
@@ -121,18 +121,18 @@ pub fn content_length(headers: &HeaderMap) -> std::result::Result<Option<u64>, &
 }
 
 /// The length that a head declares. Pingora has refused differing ones.
-pub fn length(headers: &HeaderMap) -> Option<u64> {
+pub(super) fn length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// The host that the client named.
-pub fn host(head: &RequestHeader) -> Option<String> {
+pub(super) fn host(head: &RequestHeader) -> Option<String> {
     let field = head.headers.get(header::HOST).and_then(|value| value.to_str().ok());
     field.or_else(|| head.uri.authority().map(|authority| authority.as_str())).map(str::to_string)
 }
 
 /// Removes the length: the answer's body is edited while it streams.
-pub fn of_unknown_length(head: &mut ResponseHeader) -> Result<()> {
+pub(super) fn of_unknown_length(head: &mut ResponseHeader) -> Result<()> {
     match head.remove_header(&header::CONTENT_LENGTH) {
         Some(_) => head.insert_header(header::TRANSFER_ENCODING, "chunked"),
         None => Ok(()),
@@ -140,7 +140,7 @@ pub fn of_unknown_length(head: &mut ResponseHeader) -> Result<()> {
 }
 
 /// The head of an answer that was edited, and is there as a whole: it has a length where the upstream's has.
-pub fn of_known_length(head: &mut ResponseHeader, from: &ResponseHeader, length: usize) -> Result<()> {
+pub(super) fn of_known_length(head: &mut ResponseHeader, from: &ResponseHeader, length: usize) -> Result<()> {
     let names_length = |head: &ResponseHeader| head.headers.contains_key(header::CONTENT_LENGTH);
     if length > 0 && names_length(from) && !names_length(head) {
         head.remove_header(&header::TRANSFER_ENCODING);
@@ -150,7 +150,7 @@ pub fn of_known_length(head: &mut ResponseHeader, from: &ResponseHeader, length:
 }
 
 /// The head of an upstream's answer, as far as it is the client's.
-pub fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
+pub(super) fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build_no_case(from.status, Some(from.headers.len() + 6))?;
     head.set_reason_phrase(from.get_reason_phrase())?;
     let framing = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
@@ -181,7 +181,7 @@ pub fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
 
 /// Frames an answer for the client: HTTP/1.0 knows no chunks, there the end of the connection is the end of
 /// the answer.
-pub fn frame_answer(head: &mut ResponseHeader, client: &Client<'_>) -> Result<()> {
+pub(super) fn frame_answer(head: &mut ResponseHeader, client: &Client<'_>) -> Result<()> {
     if head.status == StatusCode::NO_CONTENT {
         head.remove_header(&header::CONTENT_LENGTH);
     }

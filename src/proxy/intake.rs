@@ -5,9 +5,9 @@
 //!
 //! Never: a lease, a choice among upstreams, a byte of an answer.
 
-pub mod body_facts;
+pub(super) mod body_facts;
 mod capture_body;
-pub mod peek;
+pub(super) mod peek;
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ const CALL_BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const ADAPTER_HEADER: &str = "x-amzn-sagemaker-adapter-identifier";
 
 /// The next step of a request.
-pub enum Intake {
+pub(super) enum Intake {
     /// It is sent to an upstream, and watched.
     Forward(RequestWatch),
     /// The balancer answers it.
@@ -56,7 +56,7 @@ pub enum Intake {
 }
 
 /// Reads a request's head and peeks its body into `request`.
-pub async fn take_in(
+pub(super) async fn take_in(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,

@@ -17,7 +17,7 @@ const MAX_DISCARDED_BYTES: u64 = 64 << 10;
 const MAX_LINGERING: Duration = Duration::from_secs(1);
 
 /// Ends the connection of `stream`, whose written bytes have been flushed.
-pub async fn linger(mut stream: Stream) {
+pub(super) async fn linger(mut stream: Stream) {
     let end = async {
         AsyncWriteExt::shutdown(&mut stream).await?;
         copy(&mut (&mut stream).take(MAX_DISCARDED_BYTES), &mut sink()).await

@@ -9,24 +9,24 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::observe::Observer;
 
 /// Counts the bytes of bodies that are held, and limits them (`peek.memory`).
-pub struct PeekMemory {
+pub(super) struct PeekMemory {
     taken: AtomicU64,
     most: AtomicU64,
     observer: Observer,
 }
 
 impl PeekMemory {
-    pub fn new(most: u64, observer: Observer) -> Arc<Self> {
+    pub(super) fn new(most: u64, observer: Observer) -> Arc<Self> {
         Arc::new(PeekMemory { taken: AtomicU64::new(0), most: AtomicU64::new(most), observer })
     }
 
     /// Changes the limit. Reservations above a lower limit stay.
-    pub fn set_limit(&self, most: u64) {
+    pub(super) fn set_limit(&self, most: u64) {
         self.most.store(most, Relaxed);
     }
 
     /// An empty reservation.
-    pub fn reservation(self: &Arc<Self>) -> MemoryReservation {
+    pub(super) fn reservation(self: &Arc<Self>) -> MemoryReservation {
         MemoryReservation { memory: self.clone(), bytes: 0 }
     }
 
@@ -37,23 +37,23 @@ impl PeekMemory {
 }
 
 /// Memory that is reserved until it is dropped.
-pub struct MemoryReservation {
+pub(super) struct MemoryReservation {
     memory: Arc<PeekMemory>,
     bytes: u64,
 }
 
 impl MemoryReservation {
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// An empty reservation of the same memory.
-    pub fn reservation_beside(&self) -> MemoryReservation {
+    pub(super) fn reservation_beside(&self) -> MemoryReservation {
         self.memory.reservation()
     }
 
     /// Grows the reservation to at least `bytes`; false when the limit does not allow it.
-    pub fn grow_to(&mut self, bytes: u64) -> bool {
+    pub(super) fn grow_to(&mut self, bytes: u64) -> bool {
         let more = bytes.saturating_sub(self.bytes);
         let most = self.memory.most.load(Relaxed);
         let take = |taken: u64| taken.checked_add(more).filter(|sum| *sum <= most);
@@ -66,7 +66,7 @@ impl MemoryReservation {
     }
 
     /// Returns the reserved memory.
-    pub fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
         if bytes > 0 {
             self.memory.taken.fetch_sub(bytes, Relaxed);

@@ -39,7 +39,7 @@ fn json_answer(body: impl Into<Bytes>) -> Response<Bytes> {
 }
 
 /// 200 with an empty body while some upstream is ready and the balancer stays, else 503, as vLLM's.
-pub fn health(snapshot: &Snapshot, leaving: bool) -> Response<Bytes> {
+pub(super) fn health(snapshot: &Snapshot, leaving: bool) -> Response<Bytes> {
     let mut answer = Response::new(Bytes::new());
     if leaving || !snapshot.any_ready() {
         *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
@@ -48,19 +48,19 @@ pub fn health(snapshot: &Snapshot, leaving: bool) -> Response<Bytes> {
 }
 
 /// The models that clients may request now: those of ready upstreams, and the names that routes add.
-pub fn models(snapshot: &Snapshot, routes: &FleetRoutes) -> Response<Bytes> {
+pub(super) fn models(snapshot: &Snapshot, routes: &FleetRoutes) -> Response<Bytes> {
     json_answer(routes.models(snapshot))
 }
 
 /// The lowest version among the upstreams: each of them has its features.
-pub fn version(snapshot: &Snapshot) -> Response<Bytes> {
+pub(super) fn version(snapshot: &Snapshot) -> Response<Bytes> {
     let versions: Vec<&str> = snapshot.ready().filter_map(|entry| entry.version.as_deref()).collect();
     let version = aggregate::version_min(&versions).unwrap_or_else(|| VERSION_UNKNOWN.into());
     json_answer(format!(r#"{{"version":{}}}"#, serde_json::Value::from(version)))
 }
 
 /// The sum over ready upstreams.
-pub async fn load(pages: &CachedPages, fleet: &Fleet) -> Response<Bytes> {
+pub(super) async fn load(pages: &CachedPages, fleet: &Fleet) -> Response<Bytes> {
     cached_pages::shared(&pages.load, load_now(fleet)).await
 }
 
@@ -71,7 +71,7 @@ async fn load_now(fleet: &Fleet) -> Response<Bytes> {
 }
 
 /// The upstreams' metrics, each sample with an `upstream` label.
-pub async fn metrics(pages: &CachedPages, fleet: &Fleet) -> Response<Bytes> {
+pub(super) async fn metrics(pages: &CachedPages, fleet: &Fleet) -> Response<Bytes> {
     cached_pages::shared(&pages.metrics, metrics_now(fleet)).await
 }
 
@@ -98,7 +98,7 @@ async fn request_from_ready(fleet: &Fleet, path: &str) -> Vec<(String, Bytes)> {
 ///
 /// Of the client's head goes on what describes the body, and its key: an upstream without a key of its own
 /// in the configuration may ask for one. `expose`: an error names its upstream.
-pub async fn fan_out(
+pub(super) async fn fan_out(
     fleet: &Fleet,
     (method, path): (&Method, &str),
     head: &HeaderMap,

@@ -16,7 +16,7 @@ thread_local! {
 }
 
 /// Continues reading the prompt behind the peek.
-pub struct PromptTail {
+pub(super) struct PromptTail {
     reader: PromptReader,
     /// The offset in the body from which it continues.
     at: u64,
@@ -26,7 +26,7 @@ pub struct PromptTail {
 
 impl PromptTail {
     /// Reads a piece of the body that follows `before` bytes, as far as it is new.
-    pub fn read(&mut self, before: u64, piece: &[u8]) {
+    pub(super) fn read(&mut self, before: u64, piece: &[u8]) {
         let skip = self.at.saturating_sub(before);
         if let Some(fresh) = usize::try_from(skip).ok().and_then(|skip| piece.get(skip..)) {
             self.at = before + piece.len() as u64;
@@ -35,20 +35,20 @@ impl PromptTail {
     }
 
     /// Completes the prompt at the end of the body.
-    pub fn complete(&self, prompt: &mut PromptLookup) {
+    pub(super) fn complete(&self, prompt: &mut PromptLookup) {
         let chain = self.reader.chain();
         (prompt.chain, prompt.end) = (chain.blocks.clone(), chain.end());
         (prompt.seen, prompt.unseen) = (chain.bytes, 0);
     }
 
     /// The number of blocks that were known before the choice.
-    pub fn known_blocks(&self) -> usize {
+    pub(super) fn known_blocks(&self) -> usize {
         self.known
     }
 }
 
 /// The form of the interface's prompt; `None` where no cache holds it.
-pub fn dialect(api: Api, facts: &ScanFacts<'_>) -> Option<PromptDialect> {
+pub(super) fn dialect(api: Api, facts: &ScanFacts<'_>) -> Option<PromptDialect> {
     match api {
         Api::Chat | Api::ChatBatch => Some(PromptDialect::Chat),
         Api::Responses => Some(PromptDialect::Responses),
@@ -62,7 +62,7 @@ pub fn dialect(api: Api, facts: &ScanFacts<'_>) -> Option<PromptDialect> {
 }
 
 /// Reads the prompt in the peeked bytes. `unread`: bytes of the body that are declared beyond them.
-pub fn read(
+pub(super) fn read(
     dialect: Option<PromptDialect>,
     blocks: Option<BlockLayout>,
     facts: &ScanFacts<'_>,

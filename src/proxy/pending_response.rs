@@ -18,14 +18,14 @@ use crate::state::responses::ResponseOrigin;
 
 /// The facts of a requested response that the upstream stores.
 #[derive(Clone, Copy, Debug)]
-pub struct KeptResponse {
+pub(super) struct KeptResponse {
     /// The body has the field of the id, if only as null: of equal keys the last one counts.
     pub named: bool,
     pub background: bool,
 }
 
 /// A response that is being made.
-pub struct PendingResponse {
+pub(super) struct PendingResponse {
     stamp: Option<ResponseIdStamp>,
     /// The number of its model's name.
     name: u64,
@@ -39,7 +39,12 @@ pub struct PendingResponse {
 
 impl PendingResponse {
     /// `model` as the client called it.
-    pub fn new(random: &RandomSource, kept: KeptResponse, body: &[u8], model: Option<&str>) -> Box<Self> {
+    pub(super) fn new(
+        random: &RandomSource,
+        kept: KeptResponse,
+        body: &[u8],
+        model: Option<&str>,
+    ) -> Box<Self> {
         let secret = if kept.named { None } else { random.secret() };
         let name = number(model);
         let stamp = secret.and_then(|secret| ResponseIdStamp::new(body, name, secret));
@@ -47,18 +52,18 @@ impl PendingResponse {
     }
 
     /// The bytes by which the body becomes longer on its way to an upstream.
-    pub fn added_length(&self) -> u64 {
+    pub(super) fn added_length(&self) -> u64 {
         self.stamp.as_ref().map_or(0, |_| ResponseIdStamp::length() as u64)
     }
 
     /// What is put into the body on its way to this upstream.
-    pub fn insertion(&self, upstream: &str) -> Option<BodyInsertion> {
+    pub(super) fn insertion(&self, upstream: &str) -> Option<BodyInsertion> {
         let (at, text) = self.stamp.as_ref()?.insertion(upstream);
         Some(BodyInsertion { at, text: text.into() })
     }
 
     /// An answer begins. `body`: the client's, as far as it is held.
-    pub fn begin(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
+    pub(super) fn begin(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
         // An id that was learnt came from an earlier attempt, at another upstream.
         self.learnt = false;
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -76,12 +81,12 @@ impl PendingResponse {
     }
 
     /// The next piece of the answer, without the effects of the added id. `None`: it is unchanged.
-    pub fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
+    pub(super) fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
         Some(Bytes::from(self.refusal.as_mut()?.feed(piece, end)))
     }
 
     /// Stores the upstream of the answer's id, unless the id itself carries it.
-    pub fn record_id(&mut self, state: &State, upstream: &Upstream, id: &str) {
+    pub(super) fn record_id(&mut self, state: &State, upstream: &Upstream, id: &str) {
         if std::mem::replace(&mut self.learnt, true) {
             return;
         }

@@ -19,7 +19,7 @@ thread_local! {
 }
 
 /// The choice of an upstream for one attempt, with its lease.
-pub struct Placement {
+pub(super) struct Placement {
     pub lease: Lease,
     /// The reason of the choice.
     pub reason: &'static str,
@@ -34,13 +34,13 @@ pub struct Placement {
 }
 
 /// Lends the thread's buffer for candidates, so that a choice among many upstreams allocates none.
-pub fn with_candidates<T>(choose: impl FnOnce(&mut Vec<Candidate>) -> T) -> T {
+pub(super) fn with_candidates<T>(choose: impl FnOnce(&mut Vec<Candidate>) -> T) -> T {
     CANDIDATES.with_borrow_mut(choose)
 }
 
 /// Sets the blocks of the prompt that each candidate holds. Returns the index of the upstream that had the
 /// session last, if it is a candidate.
-pub fn weigh(
+pub(super) fn weigh(
     scope: &RequestScope<'_>,
     request: &ClientRequest,
     snapshot: &Snapshot,
@@ -56,7 +56,7 @@ pub fn weigh(
 }
 
 /// The work of the request for the lease.
-pub fn lease_work(request: &ClientRequest, chosen: Option<&Candidate>) -> RequestWork {
+pub(super) fn lease_work(request: &ClientRequest, chosen: Option<&Candidate>) -> RequestWork {
     let uncached = chosen.map_or(request.tokens, |chosen| chosen.uncached);
     RequestWork { tokens: request.tokens, uncached, streams: request.streams }
 }
@@ -65,7 +65,7 @@ pub fn lease_work(request: &ClientRequest, chosen: Option<&Candidate>) -> Reques
 
 impl Placement {
     /// Records the request at the upstream of this lease: other requests of a burst must find it at once.
-    pub fn new(
+    pub(super) fn new(
         scope: &RequestScope<'_>,
         request: &ClientRequest,
         lease: Lease,
@@ -86,17 +86,17 @@ impl Placement {
         }
     }
 
-    pub fn upstream(&self) -> &std::sync::Arc<Upstream> {
+    pub(super) fn upstream(&self) -> &std::sync::Arc<Upstream> {
         self.lease.upstream()
     }
 
     /// Records that the request is being sent.
-    pub fn send(&mut self) {
+    pub(super) fn send(&mut self) {
         self.sent = true;
     }
 
     /// Removes the learnt blocks unless the engine may have read the prompt (`read`).
-    pub fn conclude(&mut self, scope: &RequestScope<'_>, request: &ClientRequest, read: bool) {
+    pub(super) fn conclude(&mut self, scope: &RequestScope<'_>, request: &ClientRequest, read: bool) {
         if let (Some(learnt), false) = (self.learnt.take(), read && self.sent) {
             scope.shared.state.take_back(&request.prompt, self.lease.upstream().id, learnt);
         }
@@ -104,7 +104,7 @@ impl Placement {
 
     /// Ends the prefill at the first event, or byte, of the model's output. A refusal does not measure the
     /// engine's pace (`teaches`).
-    pub fn end_prefill(&mut self, teaches: bool) {
+    pub(super) fn end_prefill(&mut self, teaches: bool) {
         if teaches {
             self.lease.first_byte(Instant::now());
         } else {
@@ -113,7 +113,7 @@ impl Placement {
     }
 
     /// Corrects the estimates by the usage that the answer reports, where its counts fit the prompt.
-    pub fn correct(&self, scope: &RequestScope<'_>, request: &ClientRequest, usage: &Usage) {
+    pub(super) fn correct(&self, scope: &RequestScope<'_>, request: &ClientRequest, usage: &Usage) {
         let shared = scope.shared;
         if let (Some(cached), Some(_)) = (usage.cached_tokens, scope.settings.peeker.blocks) {
             shared.observer.cache_compared(self.upstream().name(), self.predicted, cached);
@@ -133,7 +133,7 @@ impl Placement {
     }
 
     /// Continues the prompt with a piece of the body that follows `before` bytes.
-    pub fn follow(
+    pub(super) fn follow(
         &mut self,
         scope: &RequestScope<'_>,
         request: &mut ClientRequest,

@@ -13,7 +13,7 @@ use crate::fleet::Outcome;
 use crate::observe::request::Done;
 
 /// Writes the record of a finished request.
-pub fn write(
+pub(super) fn write(
     shared: &ProxyShared,
     session: &ServerSession,
     context: &RequestContext,

@@ -37,7 +37,7 @@ use pipeline::AnswerPipeline;
 const MAX_SYNC_WAIT: Duration = Duration::from_secs(30);
 
 /// An answer that is ready to go to the client.
-pub struct PreparedAnswer {
+pub(super) struct PreparedAnswer {
     connection: UpstreamConnection,
     head: ResponseHeader,
     pipeline: AnswerPipeline,
@@ -61,7 +61,7 @@ enum AnswerEnd {
 
 /// Builds the head for the client, and passes the beginning of the body through the edits. Fails where the
 /// edits cannot read the answer.
-pub fn prepare(
+pub(super) fn prepare(
     scope: &RequestScope<'_>,
     client: &Client<'_>,
     request: &mut ClientRequest,
@@ -136,29 +136,29 @@ fn add_own_fields(
 
 impl PreparedAnswer {
     /// The upstream switches to another protocol.
-    pub fn is_upgrade(&self) -> bool {
+    pub(super) fn is_upgrade(&self) -> bool {
         self.status == 101
     }
 
     /// The upstream's failure that the answer shows, although the client gets the answer.
-    pub fn failure(&self) -> Option<AttemptFailure> {
+    pub(super) fn failure(&self) -> Option<AttemptFailure> {
         let failed = self.judged == self.status && matches!(self.status, 500 | 502 | 504..);
         self.failure.or(failed.then_some(AttemptFailure::Status(self.status)))
     }
 
     /// The connection, and the head that tells the client.
-    pub fn into_upgrade(self) -> (UpstreamConnection, ResponseHeader) {
+    pub(super) fn into_upgrade(self) -> (UpstreamConnection, ResponseHeader) {
         (self.connection, self.head)
     }
 }
 
 /// Whether the edited answer broke, and its client has received the error.
-pub fn is_broken(request: &ClientRequest) -> bool {
+pub(super) fn is_broken(request: &ClientRequest) -> bool {
     request.edits.as_ref().is_some_and(|edits| edits.is_broken())
 }
 
 /// Waits until the trace is stored, where `traces.sync` requests it and the answer has ended.
-pub async fn wait_until_stored(scope: &RequestScope<'_>, request: &mut ClientRequest) {
+pub(super) async fn wait_until_stored(scope: &RequestScope<'_>, request: &mut ClientRequest) {
     let waiting = request.capture.as_mut().and_then(|capture| capture.take_waiting());
     if let Some(waiting) = waiting
         && timeout(MAX_SYNC_WAIT, waiting).await.is_err()
@@ -168,7 +168,7 @@ pub async fn wait_until_stored(scope: &RequestScope<'_>, request: &mut ClientReq
 }
 
 /// Sends the answer to the client, and writes its end into the report.
-pub async fn relay(
+pub(super) async fn relay(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,

@@ -26,7 +26,7 @@ use crate::state::PromptLookup;
 
 /// The values that all steps of one request share.
 #[derive(Clone, Copy)]
-pub struct RequestScope<'a> {
+pub(super) struct RequestScope<'a> {
     pub shared: &'a ProxyShared,
     pub settings: &'a ProxySettings,
     /// The admin API, on its listener.
@@ -38,7 +38,7 @@ pub struct RequestScope<'a> {
 
 /// The model that a client requests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum RequestedModel {
+pub(super) enum RequestedModel {
     /// None, null or empty: the model that the upstream has.
     #[default]
     Any,
@@ -49,7 +49,7 @@ pub enum RequestedModel {
 
 impl RequestedModel {
     /// The name of the model, where the request has one.
-    pub fn name(&self) -> Option<&str> {
+    pub(super) fn name(&self) -> Option<&str> {
         match self {
             RequestedModel::Named(name) => Some(name),
             RequestedModel::Any | RequestedModel::Unreadable => None,
@@ -58,7 +58,7 @@ impl RequestedModel {
 }
 
 /// The facts and decisions of one request.
-pub struct ClientRequest {
+pub(super) struct ClientRequest {
     /// A call to the admin API.
     pub admin: bool,
     /// Decoded, and without the session.
@@ -107,7 +107,7 @@ pub struct ClientRequest {
 
 /// The beginnings of a request's and its answer's body.
 #[derive(Default)]
-pub struct BodySamples {
+pub(super) struct BodySamples {
     pub request: Vec<u8>,
     pub answer: Vec<u8>,
     pub limit: usize,
@@ -116,7 +116,7 @@ pub struct BodySamples {
 // === impl ClientRequest ===
 
 impl ClientRequest {
-    pub fn new(reservation: MemoryReservation) -> Self {
+    pub(super) fn new(reservation: MemoryReservation) -> Self {
         ClientRequest {
             admin: false,
             path: String::new(),
@@ -145,21 +145,21 @@ impl ClientRequest {
         }
     }
 
-    pub fn retry<'a>(&'a self, settings: &'a ProxySettings) -> &'a Retry {
+    pub(super) fn retry<'a>(&'a self, settings: &'a ProxySettings) -> &'a Retry {
         self.edits.as_ref().map_or(&settings.retry, |edits| &edits.plan.route.retry)
     }
 
-    pub fn timeouts(&self, settings: &ProxySettings) -> Timeouts {
+    pub(super) fn timeouts(&self, settings: &ProxySettings) -> Timeouts {
         self.edits.as_ref().map_or(settings.timeouts, |edits| edits.plan.route.timeouts)
     }
 
     /// The name that the client gave the model.
-    pub fn client_model(&self) -> Option<&str> {
+    pub(super) fn client_model(&self) -> Option<&str> {
         self.edits.as_ref().map_or(self.model.name(), |edits| edits.model.as_deref())
     }
 
     /// The upstreams that its route leads to; `None`: all. A request that can go to one alone goes there.
-    pub fn among(&self, snapshot: &Snapshot) -> Option<Arc<RouteUpstreams>> {
+    pub(super) fn among(&self, snapshot: &Snapshot) -> Option<Arc<RouteUpstreams>> {
         if self.only.is_some() {
             return None;
         }
@@ -167,13 +167,13 @@ impl ClientRequest {
     }
 
     /// The names of the upstreams that its route leads to; `None` as for `among`.
-    pub fn upstream_names(&self) -> Option<&Arc<RouteNames>> {
+    pub(super) fn upstream_names(&self) -> Option<&Arc<RouteNames>> {
         let edits = self.edits.as_ref().filter(|_| self.only.is_none())?;
         edits.plan.names.as_ref()
     }
 
     /// The query for its candidates, without its attempts.
-    pub fn query<'a>(
+    pub(super) fn query<'a>(
         &'a self,
         settings: &ProxySettings,
         among: Option<&'a RouteUpstreams>,
@@ -192,7 +192,7 @@ impl ClientRequest {
     }
 
     /// The length of the body on its way to an upstream, as far as it is known before its end.
-    pub fn length(&self) -> Option<u64> {
+    pub(super) fn length(&self) -> Option<u64> {
         let body = &self.body;
         let length = if body.is_complete() { Some(body.sent_length()) } else { body.declared() }?;
         let added = self.pending_response.as_ref().map_or(0, |pending| pending.added_length());
@@ -201,7 +201,7 @@ impl ClientRequest {
 
     /// Frees the data that only another attempt would need, once a part of the answer was sent. `sent`: no
     /// byte of the body waits for the upstream.
-    pub fn release_for_answer(&mut self, sent: bool) {
+    pub(super) fn release_for_answer(&mut self, sent: bool) {
         if sent {
             self.body.release();
         } else {
@@ -211,14 +211,14 @@ impl ClientRequest {
     }
 
     /// Drops the sample of an answer that another attempt replaces.
-    pub fn forget_answer(&mut self) {
+    pub(super) fn forget_answer(&mut self) {
         if let Some(samples) = &mut self.samples {
             samples.answer.clear();
         }
     }
 
     /// Keeps the beginning of an answer for the log of bodies.
-    pub fn sample_answer(&mut self, piece: &[u8]) {
+    pub(super) fn sample_answer(&mut self, piece: &[u8]) {
         if let Some(samples) = &mut self.samples {
             BodySamples::keep(&mut samples.answer, samples.limit, piece);
         }
@@ -229,7 +229,7 @@ impl ClientRequest {
 
 impl BodySamples {
     /// Appends a piece to a sample, up to its limit.
-    pub fn keep(sample: &mut Vec<u8>, limit: usize, piece: &[u8]) {
+    pub(super) fn keep(sample: &mut Vec<u8>, limit: usize, piece: &[u8]) {
         let room = limit.saturating_sub(sample.len());
         sample.extend_from_slice(&piece[..piece.len().min(room)]);
     }

@@ -6,7 +6,7 @@ use crate::reject::Reject;
 
 /// The reason why a request ends without an upstream's whole answer.
 #[derive(Debug)]
-pub enum RequestEnd {
+pub(super) enum RequestEnd {
     /// The balancer rejects the request.
     Reject(Reject),
     /// The client has disconnected, or has stopped reading.
@@ -22,7 +22,7 @@ impl From<Reject> for RequestEnd {
 }
 
 /// A body that breaks the framing is the client's mistake; a connection that ends is its disconnect.
-pub fn client_failure(mut error: Box<Error>) -> RequestEnd {
+pub(super) fn client_failure(mut error: Box<Error>) -> RequestEnd {
     let gone = matches!(
         error.etype(),
         ErrorType::ConnectionClosed

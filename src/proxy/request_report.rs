@@ -11,7 +11,7 @@ use crate::retry::{AttemptFailure, EndReason};
 
 /// The facts of a request for its record.
 #[derive(Default)]
-pub struct RequestReport {
+pub(super) struct RequestReport {
     /// The upstream of the last attempt.
     pub upstream: Option<Arc<Upstream>>,
     pub attempts: u32,
@@ -28,7 +28,7 @@ pub struct RequestReport {
 }
 
 /// Reports a failed attempt.
-pub fn report_attempt(
+pub(super) fn report_attempt(
     scope: &RequestScope<'_>,
     placement: &Placement,
     failure: AttemptFailure,
@@ -44,7 +44,7 @@ pub fn report_attempt(
 }
 
 /// Reports an answer that failed after its beginning, also to the fleet: no attempt can follow.
-pub fn report_failure(
+pub(super) fn report_failure(
     scope: &RequestScope<'_>,
     placement: &Placement,
     failure: AttemptFailure,
@@ -106,7 +106,7 @@ fn fault_of(failure: AttemptFailure) -> UpstreamFault {
 }
 
 /// Reports an attempt's failure to the fleet.
-pub fn report_fault(
+pub(super) fn report_fault(
     scope: &RequestScope<'_>,
     blame: &mut Blame<'_>,
     placement: &Placement,

@@ -12,7 +12,7 @@ use crate::names::{PRODUCT, X_REQUEST_ID};
 use crate::reject::{ErrorShape, Reject};
 
 /// A reject as an answer, in the form that the route's clients expect.
-pub fn refusal(reject: &Reject, style: ErrorShape) -> Response<Bytes> {
+pub(super) fn refusal(reject: &Reject, style: ErrorShape) -> Response<Bytes> {
     let answer = reject.answer(style);
     let mut response = Response::new(Bytes::from(answer.body));
     *response.status_mut() = http::StatusCode::from_u16(answer.status).unwrap_or_default();
@@ -29,12 +29,12 @@ pub fn refusal(reject: &Reject, style: ErrorShape) -> Response<Bytes> {
     response
 }
 
-pub fn json(headers: &mut HeaderMap) {
+pub(super) fn json(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
 }
 
 /// Sends `answer` with the response headers of its route; `close` adds `connection: close`.
-pub async fn send(
+pub(super) async fn send(
     client: &mut Client<'_>,
     id: &str,
     request: &ClientRequest,

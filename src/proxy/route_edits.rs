@@ -31,7 +31,7 @@ use crate::route::translate::ChatTranslation;
 use crate::route::virtual_models::{RoutePlan, UnnamedModelRoute};
 
 /// The edits that a route makes to one request and its answer.
-pub struct RouteEdits {
+pub(super) struct RouteEdits {
     pub plan: Arc<RoutePlan>,
     pub dialect: BodyDialect,
     /// The name that the client gave.
@@ -84,7 +84,7 @@ fn apply(edits: &HeaderEdits, head: &mut impl HeaderFields) -> Result<()> {
 
 impl RouteEdits {
     /// `form`: the whole `content-type` of a form.
-    pub fn new(
+    pub(super) fn new(
         plan: Arc<RoutePlan>,
         dialect: BodyDialect,
         model: Option<String>,
@@ -95,7 +95,7 @@ impl RouteEdits {
     }
 
     /// The edits of the route of a request for this model. `form`: the type of a body that is one.
-    pub fn for_model(
+    pub(super) fn for_model(
         routes: &FleetRoutes,
         client: &Client<'_>,
         path: &str,
@@ -107,7 +107,7 @@ impl RouteEdits {
     }
 
     /// As `for_model`, of a request that names no model; with the model that it is for.
-    pub fn without_model(
+    pub(super) fn without_model(
         routes: &FleetRoutes,
         client: &Client<'_>,
         path: &str,
@@ -119,7 +119,7 @@ impl RouteEdits {
     }
 
     /// Whether the body must be there as a whole, to be edited.
-    pub fn needs_body(&self) -> bool {
+    pub(super) fn needs_body(&self) -> bool {
         let edits = self.plan.edits(self.upstream_dialect());
         let model = self.model.as_deref();
         if self.translation.is_some() {
@@ -132,17 +132,17 @@ impl RouteEdits {
     }
 
     /// The name by which the upstreams know the model.
-    pub fn served(&self) -> Option<&str> {
+    pub(super) fn served(&self) -> Option<&str> {
         self.plan.served(self.model.as_deref())
     }
 
     /// Whether that is another than the client's.
-    pub fn renames(&self) -> bool {
+    pub(super) fn renames(&self) -> bool {
         self.served() != self.model.as_deref()
     }
 
     /// Prepares for a body of this interface, which the route may translate.
-    pub fn expect_body(&mut self, api: Api) {
+    pub(super) fn expect_body(&mut self, api: Api) {
         self.translation = translation::of(&self.plan, api);
     }
 
@@ -152,7 +152,7 @@ impl RouteEdits {
     }
 
     /// Whether the upstreams use another dialect than the client.
-    pub fn translates(&self) -> bool {
+    pub(super) fn translates(&self) -> bool {
         self.translation.is_some()
     }
 
@@ -162,12 +162,12 @@ impl RouteEdits {
     }
 
     /// The interface of a body that was edited.
-    pub fn api(&self, api: Api) -> Api {
+    pub(super) fn api(&self, api: Api) -> Api {
         self.sent_as().unwrap_or(api)
     }
 
     /// The edit of the body. `scanner` has read it.
-    pub fn edit(&mut self, scanner: Option<&Scanner>) -> BodyEdit {
+    pub(super) fn edit(&mut self, scanner: Option<&Scanner>) -> BodyEdit {
         BodyEdit {
             plan: self.plan.clone(),
             upstream_dialect: self.upstream_dialect(),
@@ -178,20 +178,20 @@ impl RouteEdits {
     }
 
     /// Takes the result of the edit. Returns the edited body, if it changed.
-    pub fn edited(&mut self, edited: EditedBody) -> Option<Vec<u8>> {
+    pub(super) fn edited(&mut self, edited: EditedBody) -> Option<Vec<u8>> {
         self.added_fields = edited.added_fields;
         self.translation = edited.translation;
         edited.body
     }
 
     /// The target for its upstreams, where it is not the client's.
-    pub fn translated_target(&self, head: &RequestHeader) -> Option<String> {
+    pub(super) fn translated_target(&self, head: &RequestHeader) -> Option<String> {
         self.translation.as_ref().map(|exchange| translation::target(exchange.api(), head))
     }
 
     /// Edits a head for an upstream of this route, or for another upstream that alone has the stored
     /// response.
-    pub fn towards_upstream(&self, head: &mut UpstreamHead, upstream: &Upstream) {
+    pub(super) fn towards_upstream(&self, head: &mut UpstreamHead, upstream: &Upstream) {
         let route = &self.plan.route;
         let is_ours = fleet_routes::leads_to(route, upstream);
         // The key of a route is for its own upstreams.
@@ -214,17 +214,17 @@ impl RouteEdits {
     }
 
     /// The route's key, which replaces the client's.
-    pub fn authorization(&self) -> Option<HeaderValue> {
+    pub(super) fn authorization(&self) -> Option<HeaderValue> {
         let key = self.plan.route.api_key.as_ref()?;
         HeaderValue::try_from(format!("Bearer {}", key.expose())).ok()
     }
 
-    pub fn towards_client(&self, head: &mut ResponseHeader) -> Result<()> {
+    pub(super) fn towards_client(&self, head: &mut ResponseHeader) -> Result<()> {
         apply(&self.plan.route.response_headers, head)
     }
 
     /// An answer begins. `random` makes the ids of one that is translated.
-    pub fn begin(&mut self, head: &mut ResponseHeader, random: &RandomSource) -> Result<()> {
+    pub(super) fn begin(&mut self, head: &mut ResponseHeader, random: &RandomSource) -> Result<()> {
         let status = head.status.as_u16();
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let plain = is_plain(head);
@@ -257,7 +257,7 @@ impl RouteEdits {
     }
 
     /// Whether an answer with this head must be held until it is whole.
-    pub fn holds(&self, head: &ResponseHeader) -> bool {
+    pub(super) fn holds(&self, head: &ResponseHeader) -> bool {
         let kind = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         // Without the token ids that the route requests, it is refused.
         let is_checked = self.plan.route.token_ids && self.dialect == BodyDialect::Chat;
@@ -266,13 +266,13 @@ impl RouteEdits {
     }
 
     /// Whether an answer with this head may be answered in another way, once its body is known.
-    pub fn may_overflow(&self, head: &ResponseHeader) -> bool {
+    pub(super) fn may_overflow(&self, head: &ResponseHeader) -> bool {
         head.status == 400 && self.plan.route.overflow == OverflowPolicy::Length && is_plain(head)
     }
 
     /// The answer in place of an upstream's whole error that says that the prompt does not fit. `sent`: the
     /// body that it answers.
-    pub fn overflow_answer(
+    pub(super) fn overflow_answer(
         &self,
         error: &[u8],
         sent: &[u8],
@@ -284,7 +284,12 @@ impl RouteEdits {
     }
 
     /// As `overflow_answer`, of the interface that the upstream was called by.
-    pub fn upstream_overflow_answer(&self, sent: &[u8], streams: bool, seed: u64) -> Option<OverflowAnswer> {
+    pub(super) fn upstream_overflow_answer(
+        &self,
+        sent: &[u8],
+        streams: bool,
+        seed: u64,
+    ) -> Option<OverflowAnswer> {
         self.length_answer(self.upstream_dialect(), sent, streams, seed)
     }
 
@@ -303,12 +308,12 @@ impl RouteEdits {
     }
 
     /// Whether the translated stream broke: the client has received its last event.
-    pub fn is_broken(&self) -> bool {
+    pub(super) fn is_broken(&self) -> bool {
         self.translation.as_ref().is_some_and(ChatTranslation::is_broken)
     }
 
     /// The next piece of the answer, edited. `None`: it goes on as it is.
-    pub fn piece(&mut self, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+    pub(super) fn piece(&mut self, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
         if let Some(exchange) = &mut self.translation
             && let Some(told) = translation::piece(exchange, piece, end)?
         {
@@ -324,7 +329,7 @@ impl RouteEdits {
 }
 
 /// The `authorization` of a request to an upstream: the upstream's own or the route's, else the client's.
-pub fn authorization(
+pub(super) fn authorization(
     client: &Client<'_>,
     edits: Option<&RouteEdits>,
     upstream: &Upstream,

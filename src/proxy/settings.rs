@@ -14,7 +14,7 @@ use crate::prompt::session::SessionPlaces;
 use crate::route::api_paths;
 
 /// What a request needs of the configuration, loaded once at its beginning.
-pub struct ProxySettings {
+pub(super) struct ProxySettings {
     pub table: api_paths::PathTable,
     pub knobs: Balance,
     pub peeker: Peeker,
@@ -30,7 +30,7 @@ pub struct ProxySettings {
 }
 
 /// The settings of what is read of a request before an upstream is chosen.
-pub struct Peeker {
+pub(super) struct Peeker {
     pub limits: Peek,
     pub memory: Arc<PeekMemory>,
     /// How prompts are cut; none are read where it does not matter what an upstream holds.
@@ -44,7 +44,7 @@ pub struct Peeker {
 
 impl ProxySettings {
     /// Whether a client's `x-forwarded-…` fields are trusted.
-    pub fn trusts(&self, address: Option<&SocketAddr>) -> bool {
+    pub(super) fn trusts(&self, address: Option<&SocketAddr>) -> bool {
         match address {
             Some(SocketAddr::Inet(address)) => self.trusted_proxies.contains(address.ip()),
             Some(SocketAddr::Unix(_)) | None => self.trusted_proxies.contains_unix(),
@@ -53,7 +53,7 @@ impl ProxySettings {
 
     /// `memory` is what all requests share, also those that began with other settings. `blocks`: how prompts
     /// are cut, where they are remembered.
-    pub fn new(
+    pub(super) fn new(
         config: &Config,
         fleet: Arc<Fleet>,
         memory: Arc<PeekMemory>,

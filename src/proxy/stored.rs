@@ -33,7 +33,7 @@ use crate::state::exchange::Binding;
 const RESPONSES_PATH: &str = "/v1/responses";
 
 /// Sends a request that continues from a response to the upstream that has it.
-pub async fn route_to_previous(
+pub(super) async fn route_to_previous(
     scope: &RequestScope<'_>,
     client: &Client<'_>,
     request: &mut ClientRequest,
@@ -51,7 +51,7 @@ pub async fn route_to_previous(
 }
 
 /// Sends a request for a response itself, to get it or to cancel it, to the upstream that has it.
-pub async fn route_to_stored(
+pub(super) async fn route_to_stored(
     scope: &RequestScope<'_>,
     client: &Client<'_>,
     request: &mut ClientRequest,
@@ -88,7 +88,11 @@ fn apply_destination(
 
 /// The head of an answer has come. Whether the request goes to another upstream now: the answer says that the
 /// response is not where its id alone places it, and Redis knows of another place.
-pub async fn retries_elsewhere(shared: &ProxyShared, request: &mut ClientRequest, status: u16) -> bool {
+pub(super) async fn retries_elsewhere(
+    shared: &ProxyShared,
+    request: &mut ClientRequest,
+    status: u16,
+) -> bool {
     if !location::may_be_elsewhere(status, request.pinned, request.body.is_replayable()) {
         return false;
     }

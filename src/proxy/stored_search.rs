@@ -37,7 +37,7 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The result of a search for a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResponseSearchResult {
+pub(super) enum ResponseSearchResult {
     /// At the upstream of this id.
     At(usize),
     Nowhere,
@@ -49,7 +49,7 @@ type SearchFuture = BoxFuture<'static, ResponseSearchResult>;
 
 /// Identifies a search: upstreams may answer differently to another API key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct SearchKey {
+pub(super) struct SearchKey {
     pub id: String,
     /// The ids of the searched upstreams, each with the `authorization` that it receives.
     pub upstreams: Vec<(usize, Option<HeaderValue>)>,
@@ -59,7 +59,7 @@ pub struct SearchKey {
 ///
 /// The lock is a plain mutex: it is held for a look at the tables, never across an await.
 #[derive(Default)]
-pub struct ResponseSearches(Mutex<SearchTable>);
+pub(super) struct ResponseSearches(Mutex<SearchTable>);
 
 #[derive(Default)]
 struct SearchTable {
@@ -82,7 +82,7 @@ impl ResponseSearches {
     }
 
     /// Requests a response from the upstreams of `snapshot`.
-    pub async fn locate(
+    pub(super) async fn locate(
         &self,
         fleet: &Arc<Fleet>,
         snapshot: &Arc<Snapshot>,

@@ -29,7 +29,7 @@ const NO_TOKENS: ErrorType = ErrorType::Custom("an answer without token ids");
 const NO_INPUT: ErrorType = ErrorType::Custom("a call of a tool without an input that can be read");
 
 /// The translation of a request to this interface, if its route has one.
-pub fn of(plan: &RoutePlan, api: Api) -> Option<ChatTranslation> {
+pub(super) fn of(plan: &RoutePlan, api: Api) -> Option<ChatTranslation> {
     let (form, api) = match api {
         Api::Responses => (plan.route.responses, TranslatedApi::Responses),
         Api::Messages => (plan.route.messages, TranslatedApi::Messages),
@@ -40,13 +40,13 @@ pub fn of(plan: &RoutePlan, api: Api) -> Option<ChatTranslation> {
 }
 
 /// The target that the upstreams are asked by, however the client wrote its own.
-pub fn target(api: TranslatedApi, head: &RequestHeader) -> String {
+pub(super) fn target(api: TranslatedApi, head: &RequestHeader) -> String {
     let query = head.uri.query().map_or(String::new(), |query| format!("?{query}"));
     format!("{}{query}", api.sent_to())
 }
 
 /// An answer begins: whether it is translated, which errors need not be. `plain`: it can be read.
-pub fn begin(
+pub(super) fn begin(
     exchange: &mut ChatTranslation,
     (plan, asker): (&RoutePlan, AnswerContext<'_>),
     (status, kind, plain): (u16, Option<&str>, bool),
@@ -69,12 +69,12 @@ pub fn begin(
 }
 
 /// The next piece of the answer, translated. `None`: it goes on as it is.
-pub fn piece(exchange: &mut ChatTranslation, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
+pub(super) fn piece(exchange: &mut ChatTranslation, piece: &[u8], end: bool) -> Result<Option<Bytes>> {
     exchange.feed(piece, end).map(|told| told.map(Bytes::from)).map_err(unreadable)
 }
 
 /// Whether the client gets nothing of an answer with such a head before it is whole.
-pub fn holds(status: u16, kind: Option<&str>) -> bool {
+pub(super) fn holds(status: u16, kind: Option<&str>) -> bool {
     (200..300).contains(&status) && kind.is_some_and(|kind| kind.trim_start().starts_with("application/json"))
 }
 
@@ -96,12 +96,12 @@ fn unreadable(fault: AnswerFault) -> Box<Error> {
 }
 
 /// The error of an answer without the token ids that its route requested.
-pub fn lacking(missing: MissingTokens) -> Box<Error> {
+pub(super) fn lacking(missing: MissingTokens) -> Box<Error> {
     Error::explain(NO_TOKENS, missing.message()).into_up()
 }
 
 /// The refusal that the client gets for an answer which no other upstream would give otherwise.
-pub fn refusal_of(error: &Error) -> Option<Reject> {
+pub(super) fn refusal_of(error: &Error) -> Option<Reject> {
     let context = error.context.as_ref()?.as_str().to_string();
     match &error.etype {
         etype if *etype == TOO_LARGE => Some(Reject::LargeAnswer { limit: context }),
@@ -112,6 +112,6 @@ pub fn refusal_of(error: &Error) -> Option<Reject> {
 }
 
 /// In seconds since 1970.
-pub fn now() -> u64 {
+pub(super) fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -23,7 +23,7 @@ use crate::retry::AttemptFailure;
 const MAX_CLOSE_TIME: Duration = Duration::from_secs(10);
 
 /// Carries an upgraded connection to its end.
-pub async fn carry(
+pub(super) async fn carry(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,

@@ -12,7 +12,7 @@ use pingora::http::RequestHeader;
 
 /// See the module. Names are written in lower case.
 #[derive(Debug)]
-pub struct UpstreamHead {
+pub(super) struct UpstreamHead {
     method: Method,
     target: Vec<u8>,
     fields: Vec<(HeaderName, HeaderValue)>,
@@ -20,43 +20,43 @@ pub struct UpstreamHead {
 
 impl UpstreamHead {
     /// `fields`: about so many will follow.
-    pub fn new(method: Method, target: Vec<u8>, fields: usize) -> Self {
+    pub(super) fn new(method: Method, target: Vec<u8>, fields: usize) -> Self {
         UpstreamHead { method, target, fields: Vec::with_capacity(fields) }
     }
 
     /// Puts a field in the place of all of its name.
-    pub fn insert(&mut self, name: HeaderName, value: HeaderValue) {
+    pub(super) fn insert(&mut self, name: HeaderName, value: HeaderValue) {
         self.remove(name.as_str());
         self.fields.push((name, value));
     }
 
-    pub fn append(&mut self, name: HeaderName, value: HeaderValue) {
+    pub(super) fn append(&mut self, name: HeaderName, value: HeaderValue) {
         self.fields.push((name, value));
     }
 
     /// Removes the fields of a name, in whatever case it is given.
-    pub fn remove(&mut self, name: &str) {
+    pub(super) fn remove(&mut self, name: &str) {
         self.fields.retain(|(field, _)| !field.as_str().eq_ignore_ascii_case(name));
     }
 
     /// Replaces the client's key by this one; Anthropic's clients send theirs in another field.
-    pub fn replace_key(&mut self, key: HeaderValue) {
+    pub(super) fn replace_key(&mut self, key: HeaderValue) {
         self.remove("x-api-key");
         self.insert(header::AUTHORIZATION, key);
     }
 
     /// The first field of a name.
-    pub fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
+    pub(super) fn get(&self, name: &HeaderName) -> Option<&HeaderValue> {
         self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value)
     }
 
     /// Whether the body is sent in chunks.
-    pub fn is_chunked(&self) -> bool {
+    pub(super) fn is_chunked(&self) -> bool {
         self.get(&header::TRANSFER_ENCODING).is_some()
     }
 
     /// The head as it is sent; `None` where the target cannot be.
-    pub fn to_bytes(&self) -> Option<Bytes> {
+    pub(super) fn to_bytes(&self) -> Option<Bytes> {
         let is_plain = |byte: &u8| !byte.is_ascii_control() && *byte != b' ';
         if self.target.is_empty() || !self.target.iter().all(is_plain) {
             return None;
@@ -81,7 +81,7 @@ impl UpstreamHead {
     }
 
     /// What decides how the answer is read.
-    pub fn for_session(&self) -> Result<RequestHeader> {
+    pub(super) fn for_session(&self) -> Result<RequestHeader> {
         let mut head = RequestHeader::build_no_case(self.method.clone(), b"/", Some(0))?;
         if self.get(&header::UPGRADE).is_some() {
             head.insert_header(header::CONNECTION, "Upgrade")?;

@@ -20,7 +20,7 @@ use crate::route::engine_error::{self, RefusalEditor};
 use crate::route::usage::{self, UsageFilter, UsageRequest};
 
 /// Requests the usage of one stream, and removes it from the answer.
-pub struct UsageInjection {
+pub(super) struct UsageInjection {
     /// The body has one more field, which a refusal counts.
     is_field: bool,
     /// The usage stays in the answer: it is translated into another one, which reports it.
@@ -35,7 +35,7 @@ enum InjectionCleanup {
 }
 
 /// The change to the body that requests the usage, if it should be requested.
-pub fn usage_request(
+pub(super) fn usage_request(
     body: &[u8],
     scanner: &Scanner,
     api: Api,
@@ -49,22 +49,22 @@ pub fn usage_request(
 
 impl UsageInjection {
     /// `is_field`: the body has one more field. `keeps`: the usage stays in the answer.
-    pub fn new(is_field: bool, keeps: bool) -> Self {
+    pub(super) fn new(is_field: bool, keeps: bool) -> Self {
         UsageInjection { is_field, keeps, answer: None }
     }
 
     /// Whether the request for the usage stands at the end of the body, of which all else is as it was.
-    pub fn is_inserted(&self) -> bool {
+    pub(super) fn is_inserted(&self) -> bool {
         self.is_field
     }
 
     /// Leaves it to the caller to count the field that the body has more. Returns whether it has one.
-    pub fn give_up_member(&mut self) -> bool {
+    pub(super) fn give_up_member(&mut self) -> bool {
         std::mem::take(&mut self.is_field)
     }
 
     /// An answer begins. `body`: the client's.
-    pub fn begin(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
+    pub(super) fn begin(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
         let kind = text(header::CONTENT_TYPE).unwrap_or_default();
@@ -87,7 +87,7 @@ impl UsageInjection {
     }
 
     /// The next piece of the answer, without the requested usage. `None`: it is unchanged.
-    pub fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
+    pub(super) fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
         match self.answer.as_mut()? {
             InjectionCleanup::Stream(filter) => filter.feed(piece, end).map(Bytes::from),
             InjectionCleanup::Refusal(refusal) => Some(Bytes::from(refusal.feed(piece, end))),

@@ -39,7 +39,7 @@ const MIN_UPLOAD_BYTES_PER_SECOND: u64 = 64 << 10;
 
 /// Measures whether a client sends its body fast enough: half a minute, and a second for each 64 KiB.
 #[derive(Clone, Copy, Debug)]
-pub struct UploadPace {
+pub(super) struct UploadPace {
     begun: Instant,
     received: u64,
     /// Since when the balancer does not read, because the upstream does not.
@@ -57,7 +57,7 @@ struct AttemptClock {
 }
 
 /// Watches one request.
-pub struct RequestWatch {
+pub(super) struct RequestWatch {
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
     begun: Instant,
@@ -72,30 +72,30 @@ pub struct RequestWatch {
 // === impl UploadPace ===
 
 impl UploadPace {
-    pub fn new(begun: Instant) -> Self {
+    pub(super) fn new(begun: Instant) -> Self {
         UploadPace { begun, received: 0, paused: None }
     }
 
     /// Counts received bytes of the body, which extend its deadline.
-    pub fn received(&mut self, bytes: usize) {
+    pub(super) fn received(&mut self, bytes: usize) {
         self.received += bytes as u64;
         self.resume();
     }
 
     /// The client cannot send, because the balancer does not read.
-    pub fn pause(&mut self) {
+    pub(super) fn pause(&mut self) {
         self.paused.get_or_insert_with(Instant::now);
     }
 
     /// Ends a pause: its time does not count against the client.
-    pub fn resume(&mut self) {
+    pub(super) fn resume(&mut self) {
         if let Some(since) = self.paused.take() {
             self.begun += since.elapsed();
         }
     }
 
     /// When the client has been too slow; `None` while it is not its turn.
-    pub fn deadline(&self) -> Option<Instant> {
+    pub(super) fn deadline(&self) -> Option<Instant> {
         let allowed = UPLOAD_GRACE + Duration::from_secs(self.received / MIN_UPLOAD_BYTES_PER_SECOND);
         self.paused.is_none().then(|| self.begun + allowed)
     }
@@ -105,7 +105,7 @@ impl UploadPace {
 
 impl RequestWatch {
     /// `begun`: when the request's head came.
-    pub fn new(fleet: Arc<Fleet>, timeouts: Timeouts, begun: std::time::Instant) -> Self {
+    pub(super) fn new(fleet: Arc<Fleet>, timeouts: Timeouts, begun: std::time::Instant) -> Self {
         RequestWatch {
             fleet,
             timeouts,
@@ -119,40 +119,40 @@ impl RequestWatch {
     }
 
     /// Watches the body's upload from now on; `None`: it is complete.
-    pub fn set_upload(&mut self, upload: Option<UploadPace>) {
+    pub(super) fn set_upload(&mut self, upload: Option<UploadPace>) {
         self.upload = upload;
         self.rearm();
     }
 
-    pub fn upload(&mut self) -> Option<&mut UploadPace> {
+    pub(super) fn upload(&mut self) -> Option<&mut UploadPace> {
         self.upload.as_mut()
     }
 
     /// An attempt on this upstream begins.
-    pub fn begin_attempt(&mut self, upstream: usize) {
+    pub(super) fn begin_attempt(&mut self, upstream: usize) {
         self.attempt = Some(AttemptClock { upstream, sent: Instant::now(), last_piece: None });
         self.outgoing = None;
         self.rearm();
     }
 
     /// What the attempt sends goes out here.
-    pub fn set_outgoing(&mut self, outgoing: Outgoing) {
+    pub(super) fn set_outgoing(&mut self, outgoing: Outgoing) {
         self.outgoing = Some(outgoing);
     }
 
     /// No attempt is on its way: the request waits for room, or for another attempt.
-    pub fn end_attempt(&mut self) {
+    pub(super) fn end_attempt(&mut self) {
         (self.attempt, self.outgoing) = (None, None);
         self.rearm();
     }
 
     /// How long the present attempt has been on its way.
-    pub fn since_sent(&self) -> Duration {
+    pub(super) fn since_sent(&self) -> Duration {
         self.attempt.map_or(Duration::ZERO, |attempt| attempt.sent.elapsed())
     }
 
     /// A piece of the body came: the upstream has not had the whole request yet.
-    pub fn record_upload(&mut self, bytes: usize) {
+    pub(super) fn record_upload(&mut self, bytes: usize) {
         if let Some(upload) = &mut self.upload {
             upload.received(bytes);
         }
@@ -162,7 +162,7 @@ impl RequestWatch {
     }
 
     /// A piece of the answer came, or has gone to the client.
-    pub fn record_answer_piece(&mut self) {
+    pub(super) fn record_answer_piece(&mut self) {
         let Some(attempt) = &mut self.attempt else { return };
         let is_first = attempt.last_piece.replace(Instant::now()).is_none();
         if is_first {
@@ -171,24 +171,24 @@ impl RequestWatch {
     }
 
     /// The client of a background job has disconnected.
-    pub fn abandon(&mut self) {
+    pub(super) fn abandon(&mut self) {
         self.abandoned = true;
         self.rearm();
     }
 
     /// Whether a deadline has passed, for a loop that is always busy: it never waits for the timer.
-    pub fn passed(&self) -> Option<EndReason> {
+    pub(super) fn passed(&self) -> Option<EndReason> {
         let now = Instant::now();
         self.deadline().filter(|(deadline, _)| *deadline <= now).map(|(_, reason)| reason)
     }
 
     /// Waits until the request, or its attempt, must end.
-    pub async fn end(&mut self) -> EndReason {
+    pub(super) async fn end(&mut self) -> EndReason {
         poll_fn(|cx| self.poll_end(cx)).await
     }
 
     /// Ready when a deadline of the request has passed.
-    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
+    pub(super) fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<EndReason> {
         loop {
             let due = self.next_check();
             let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
@@ -253,13 +253,13 @@ impl RequestWatch {
 }
 
 #[cfg(test)]
-pub mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::config::types::{Config, UpstreamConfig, UpstreamUrl};
     use crate::observe::Observer;
 
     /// Watches a request to an upstream that was never probed; its id is 0.
-    pub fn watch(timeouts: Timeouts) -> RequestWatch {
+    pub(crate) fn watch(timeouts: Timeouts) -> RequestWatch {
         let url =
             UpstreamUrl { https: false, host: "gpu".into(), port: 1, unix: None, prefix: String::new() };
         let config = Config { upstreams: vec![UpstreamConfig::new(url)], ..Config::default() };

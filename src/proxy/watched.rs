@@ -16,7 +16,7 @@ fn reject_of(reason: EndReason) -> Reject {
 /// Waits for the balancer's own work while the client is watched: the client's disconnect and the request's
 /// deadlines end the wait. Bytes that the client sends meanwhile are held with the rest of its body, unless
 /// the client is not to be read; its upload is not measured then.
-pub async fn watched<T>(
+pub(super) async fn watched<T>(
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     watch: &mut RequestWatch,

@@ -30,7 +30,7 @@ use tokio_rustls::TlsStream;
 
 use self::sized_body::SizedBody;
 
-pub mod sized_body;
+pub(super) mod sized_body;
 #[cfg(test)]
 mod tests;
 
@@ -44,7 +44,7 @@ const GATHERED_CAPACITY: usize = 2 << 10;
 const MAX_SHUTDOWN_TIME: Duration = Duration::from_secs(5);
 
 /// A transport under a wire.
-pub trait Carrier: AsyncRead + AsyncWrite + Unpin + Debug + Send + Sync + 'static {
+pub(super) trait Carrier: AsyncRead + AsyncWrite + Unpin + Debug + Send + Sync + 'static {
     /// The file descriptor of the socket.
     fn id(&self) -> UniqueIDType;
 
@@ -81,7 +81,7 @@ pub trait Carrier: AsyncRead + AsyncWrite + Unpin + Debug + Send + Sync + 'stati
 /// The transports that clients and upstreams are reached by. TLS is boxed: its state is large, and most
 /// connections are plain.
 #[derive(Debug)]
-pub enum Transport {
+pub(super) enum Transport {
     Tcp(TcpStream),
     Unix(UnixStream),
     TlsTcp(Box<TlsStream<TcpStream>>),
@@ -214,14 +214,14 @@ impl Transport {
     }
 
     /// Whether HTTP/2 was agreed on in the TLS handshake.
-    pub fn is_http2(&self) -> bool {
+    pub(super) fn is_http2(&self) -> bool {
         self.tls().and_then(CommonState::alpn_protocol) == Some(b"h2")
     }
 }
 
 /// A connection that gathers what is written until it is flushed.
 #[derive(Debug)]
-pub struct ClientWire<T: Carrier = Transport> {
+pub(super) struct ClientWire<T: Carrier = Transport> {
     transport: T,
     /// Written and not yet taken by the transport, from `sent` on.
     gathered: Vec<u8>,
@@ -241,7 +241,7 @@ pub struct ClientWire<T: Carrier = Transport> {
 
 impl<T: Carrier> ClientWire<T> {
     /// A connection of a client. `socket` has its addresses.
-    pub fn new(transport: T, socket: Option<Arc<SocketDigest>>) -> Self {
+    pub(super) fn new(transport: T, socket: Option<Arc<SocketDigest>>) -> Self {
         let tls = transport.tls().map(digest).map(Arc::new);
         ClientWire {
             transport,
@@ -257,12 +257,12 @@ impl<T: Carrier> ClientWire<T> {
     }
 
     /// Whether the client has closed its side, although what it sent is not read yet.
-    pub fn is_read_closed(&self) -> bool {
+    pub(super) fn is_read_closed(&self) -> bool {
         self.transport.is_read_closed()
     }
 
     /// Whether bodies can be read here, and not by pingora.
-    pub fn is_read_shared(&self) -> bool {
+    pub(super) fn is_read_shared(&self) -> bool {
         self.transport.is_read_shared()
     }
 
@@ -271,32 +271,32 @@ impl<T: Carrier> ClientWire<T> {
     }
 
     /// Reads the body of the next request here; `None`: pingora reads it.
-    pub fn take_body(&self, body: Option<SizedBody>) {
+    pub(super) fn take_body(&self, body: Option<SizedBody>) {
         *self.body() = body;
     }
 
     /// The declared length of the body that is read here.
-    pub fn body_length(&self) -> Option<u64> {
+    pub(super) fn body_length(&self) -> Option<u64> {
         self.body().as_ref().map(|body| body.length)
     }
 
     /// Whether every byte of the body that is read here has been read.
-    pub fn is_body_done(&self) -> bool {
+    pub(super) fn is_body_done(&self) -> bool {
         self.body().as_ref().is_none_or(SizedBody::is_done)
     }
 
     /// Takes what was received with the head of the body.
-    pub fn take_received(&self) -> Bytes {
+    pub(super) fn take_received(&self) -> Bytes {
         self.body().as_mut().map(|body| std::mem::take(&mut body.received)).unwrap_or_default()
     }
 
     /// Whether nothing is left of what was received with the head of the body.
-    pub fn is_received_taken(&self) -> bool {
+    pub(super) fn is_received_taken(&self) -> bool {
         self.body().as_ref().is_none_or(|body| body.received.is_empty())
     }
 
     /// Waits for more of the body. Returns the number of bytes that can be read; 0 is the body's end.
-    pub async fn received(&self) -> io::Result<usize> {
+    pub(super) async fn received(&self) -> io::Result<usize> {
         let left = self.body().as_ref().map_or(0, |body| body.left);
         if left == 0 {
             return Ok(0);
@@ -307,7 +307,7 @@ impl<T: Carrier> ClientWire<T> {
 
     /// Reads up to `most` bytes of the body into the room that `buffer` has. Returns their number, which is 0
     /// where nothing was received.
-    pub fn try_read_body(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
+    pub(super) fn try_read_body(&self, buffer: &mut BytesMut, most: usize) -> io::Result<usize> {
         let mut body = self.body();
         let Some(body) = body.as_mut() else { return Ok(0) };
         let most =
@@ -324,12 +324,12 @@ impl<T: Carrier> ClientWire<T> {
     }
 
     /// Ignores the next flush: more will follow that is to leave with what is written before it.
-    pub fn cork(&self) {
+    pub(super) fn cork(&self) {
         self.corked.store(true, Relaxed);
     }
 
     /// Ends the connection with a reset, for an answer that was cut and whose end is the connection's.
-    pub fn end_with_reset(&self) {
+    pub(super) fn end_with_reset(&self) {
         self.broken.store(true, Relaxed);
         self.transport.end_with_reset();
     }

@@ -8,12 +8,12 @@ use crate::json::{JsonObject, Span};
 
 /// Changes to one text, out of texts that live for `'t`. They may come in any order and must not overlap.
 #[derive(Debug, Default)]
-pub struct Splices<'t> {
+pub(super) struct Splices<'t> {
     list: Vec<(Span, Cow<'t, [u8]>)>,
 }
 
 /// Changes to the members of one object.
-pub struct ObjectEdit<'a, 'o> {
+pub(super) struct ObjectEdit<'a, 'o> {
     pub object: &'o JsonObject<'a>,
     bytes: &'a [u8],
     /// Whether each member is removed; empty while none is.
@@ -24,29 +24,29 @@ pub struct ObjectEdit<'a, 'o> {
 // === impl Splices ===
 
 impl<'t> Splices<'t> {
-    pub fn replace(&mut self, span: Span, with: impl Into<Cow<'t, [u8]>>) {
+    pub(super) fn replace(&mut self, span: Span, with: impl Into<Cow<'t, [u8]>>) {
         self.list.push((span, with.into()));
     }
 
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.list.clear();
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.list.len()
     }
 
     /// Discards all changes but the first `len`.
-    pub fn truncate(&mut self, len: usize) {
+    pub(super) fn truncate(&mut self, len: usize) {
         self.list.truncate(len);
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.list.is_empty()
     }
 
     /// The text with all changes made.
-    pub fn apply(mut self, text: &[u8]) -> Vec<u8> {
+    pub(super) fn apply(mut self, text: &[u8]) -> Vec<u8> {
         self.list.sort_by_key(|(span, _)| span.start);
         let added: usize = self.list.iter().map(|(_, with)| with.len()).sum();
         let mut changed = Vec::with_capacity(text.len() + added);
@@ -69,12 +69,12 @@ impl<'t> Splices<'t> {
 // === impl ObjectEdit ===
 
 impl<'a, 'o> ObjectEdit<'a, 'o> {
-    pub fn new(bytes: &'a [u8], object: &'o JsonObject<'a>) -> Self {
+    pub(super) fn new(bytes: &'a [u8], object: &'o JsonObject<'a>) -> Self {
         ObjectEdit { object, bytes, removed: Vec::new(), added: Vec::new() }
     }
 
     /// Removes every member of this name: a remaining one would count.
-    pub fn remove(&mut self, key: &str) {
+    pub(super) fn remove(&mut self, key: &str) {
         let object = self.object;
         for (index, _) in object.members.iter().enumerate().filter(|(_, member)| member.key == key) {
             self.remove_at(index);
@@ -82,13 +82,13 @@ impl<'a, 'o> ObjectEdit<'a, 'o> {
     }
 
     /// Removes the member at this index.
-    pub fn remove_at(&mut self, index: usize) {
+    pub(super) fn remove_at(&mut self, index: usize) {
         self.removed.resize(self.object.members.len(), false);
         self.removed[index] = true;
     }
 
     /// Sets a key to a serialized value: replaces the value that counts, or appends the member.
-    pub fn set<'t>(&mut self, key: &str, written: impl Into<Cow<'t, [u8]>>, out: &mut Splices<'t>) {
+    pub(super) fn set<'t>(&mut self, key: &str, written: impl Into<Cow<'t, [u8]>>, out: &mut Splices<'t>) {
         let written = written.into();
         match self.object.get(key) {
             Some(span) if self.bytes[span.clone()] == *written => {}
@@ -98,12 +98,12 @@ impl<'a, 'o> ObjectEdit<'a, 'o> {
     }
 
     /// Appends a member that [`member`] has made.
-    pub fn add(&mut self, member: &[u8]) {
+    pub(super) fn add(&mut self, member: &[u8]) {
         self.added.extend_from_slice(member);
     }
 
     /// Adds the removals and additions to `out`.
-    pub fn finish(mut self, out: &mut Splices<'_>) {
+    pub(super) fn finish(mut self, out: &mut Splices<'_>) {
         let members = &self.object.members;
         let is_kept = |index: &usize| !self.removed.get(*index).is_some_and(|removed| *removed);
         let kept = (0..members.len()).rfind(is_kept);
@@ -129,12 +129,12 @@ impl<'a, 'o> ObjectEdit<'a, 'o> {
 }
 
 /// A key and its value, written to follow another member.
-pub fn member(key: &str, written: &[u8]) -> Vec<u8> {
+pub(super) fn member(key: &str, written: &[u8]) -> Vec<u8> {
     [b",", write(&Value::from(key)).as_slice(), b":", written].concat()
 }
 
 /// A JSON string of the text, in one allocation unless much of it is escaped.
-pub fn write_text(text: &str) -> Vec<u8> {
+pub(super) fn write_text(text: &str) -> Vec<u8> {
     let mut written = Vec::with_capacity(text.len() + text.len() / 16 + 2);
     // Writing to memory does not fail.
     drop(serde_json::to_writer(&mut written, text));
@@ -142,7 +142,7 @@ pub fn write_text(text: &str) -> Vec<u8> {
 }
 
 /// JSON without white space.
-pub fn write(value: &Value) -> Vec<u8> {
+pub(super) fn write(value: &Value) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 

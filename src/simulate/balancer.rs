@@ -17,7 +17,7 @@ const MAX_INDEX_BLOCKS: usize = 4_000_000;
 
 /// The requests in flight on an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ReplayLoad {
+pub(super) struct ReplayLoad {
     pub active: u64,
     pub backlog: u64,
     pub context: u64,
@@ -25,7 +25,7 @@ pub struct ReplayLoad {
 
 /// A request that is to be placed.
 #[derive(Clone, Copy)]
-pub struct PlacementRequest<'a> {
+pub(super) struct PlacementRequest<'a> {
     pub prompt: &'a [u64],
     pub end: Option<u64>,
     pub tokens: u64,
@@ -33,7 +33,7 @@ pub struct PlacementRequest<'a> {
 }
 
 /// The state of the engines and siblings at one moment.
-pub struct EngineView<'a> {
+pub(super) struct EngineView<'a> {
     pub metrics: &'a [ScrapedMetrics],
     /// The gauges that siblings published, and the age of the oldest of them in seconds.
     pub others: &'a [ReplayLoad],
@@ -44,13 +44,13 @@ pub struct EngineView<'a> {
 
 /// The upstream of a request, and the estimated tokens to prefill there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Placed {
+pub(super) struct Placed {
     pub upstream: usize,
     pub uncached: u64,
 }
 
 /// One balancer of the replay, with its own index and gauges.
-pub struct ReplayBalancer {
+pub(super) struct ReplayBalancer {
     policy: ReplayPolicy,
     index: Index,
     slots: Vec<Slot>,
@@ -70,7 +70,7 @@ pub struct ReplayBalancer {
 impl ReplayBalancer {
     /// Builds a balancer; `cache` is the number of the index's blocks in each upstream's cache. Returns
     /// `None` when there are more upstreams than an index has room for.
-    pub fn new(policy: ReplayPolicy, upstreams: usize, cache: usize, mut dice: Dice) -> Option<Self> {
+    pub(super) fn new(policy: ReplayPolicy, upstreams: usize, cache: usize, mut dice: Dice) -> Option<Self> {
         let index = Index::new(MAX_INDEX_BLOCKS, dice.roll());
         let slots: Vec<Slot> = (0..upstreams).map_while(|_| index.enter()).collect();
         slots.iter().for_each(|slot| index.limit(*slot, Some(cache)));
@@ -90,12 +90,12 @@ impl ReplayBalancer {
         })
     }
 
-    pub fn gauges(&self) -> &[ReplayLoad] {
+    pub(super) fn gauges(&self) -> &[ReplayLoad] {
         &self.own
     }
 
     /// Chooses an upstream and sends the request there.
-    pub fn place(&mut self, ask: PlacementRequest<'_>, view: &EngineView<'_>) -> Placed {
+    pub(super) fn place(&mut self, ask: PlacementRequest<'_>, view: &EngineView<'_>) -> Placed {
         let knobs = match self.policy {
             ReplayPolicy::Preset(preset) => preset.balance(),
             ReplayPolicy::Oracle | ReplayPolicy::Rival(_) => Preset::Work.balance(),
@@ -131,18 +131,18 @@ impl ReplayBalancer {
     }
 
     /// Learns a request that this balancer or a sibling sent to an upstream.
-    pub fn learn(&mut self, ask: PlacementRequest<'_>, upstream: usize) {
+    pub(super) fn learn(&mut self, ask: PlacementRequest<'_>, upstream: usize) {
         index_chain(ask.prompt, index_parts(ask.block), &mut self.chain);
         self.index.learn(&self.chain, ask.end, self.slots[upstream]);
     }
 
     /// Records the first byte of an answer.
-    pub fn first_byte(&mut self, placed: Placed) {
+    pub(super) fn first_byte(&mut self, placed: Placed) {
         self.own[placed.upstream].backlog -= placed.uncached;
     }
 
     /// Records the end of an answer.
-    pub fn ended(&mut self, placed: Placed, tokens: u64) {
+    pub(super) fn ended(&mut self, placed: Placed, tokens: u64) {
         let gauges = &mut self.own[placed.upstream];
         gauges.active -= 1;
         gauges.context -= tokens;
@@ -196,7 +196,7 @@ impl ReplayBalancer {
 
 impl ReplayLoad {
     /// The sum of two loads.
-    pub fn and(self, other: ReplayLoad) -> ReplayLoad {
+    pub(super) fn and(self, other: ReplayLoad) -> ReplayLoad {
         ReplayLoad {
             active: self.active + other.active,
             backlog: self.backlog + other.backlog,

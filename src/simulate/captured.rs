@@ -22,7 +22,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::load::{ChainRewrite, ConversationTurn, ReplayConversation, Workload};
 
 /// The tokens of a block, as in the caches of engines.
-pub const BLOCK_TOKENS: usize = 16;
+pub(super) const BLOCK_TOKENS: usize = 16;
 
 /// The bytes of a token id, and about the bytes of a token's text.
 const TOKEN_BYTES: usize = 4;
@@ -87,7 +87,7 @@ struct CapturedCall {
 
 /// Collects captured calls; see the module.
 #[derive(Default)]
-pub struct CapturedCalls {
+pub(super) struct CapturedCalls {
     calls: Vec<CapturedCall>,
     sessions: HashMap<String, usize>,
     /// The number of sessions, including those without a name.
@@ -119,7 +119,7 @@ pub(super) fn without_place(error: serde_json::Error) -> String {
 
 impl CapturedCalls {
     /// Adds the call of a line.
-    pub fn add(&mut self, text: &str) -> Result<(), String> {
+    pub(super) fn add(&mut self, text: &str) -> Result<(), String> {
         let line: CapturedLine<'_> = serde_json::from_str(text).map_err(without_place)?;
         let latency = line.latency_ms.unwrap_or(0.0) / 1000.0;
         if !line.timestamp.is_finite() || line.timestamp < 0.0 {
@@ -139,12 +139,12 @@ impl CapturedCalls {
     }
 
     /// Returns the number of calls without an answer or without a recorded prompt.
-    pub fn left_out(&self) -> usize {
+    pub(super) fn left_out(&self) -> usize {
         self.left_out
     }
 
     /// The workload of all read calls, in the order of time.
-    pub fn load(mut self) -> Workload {
+    pub(super) fn load(mut self) -> Workload {
         self.calls.sort_by(|one, other| one.begun.total_cmp(&other.begun));
         let first = self.calls.first().map_or(0.0, |call| call.begun);
         let mut conversations: Vec<ReplayConversation> = Vec::new();

@@ -27,7 +27,7 @@ pub struct ScrapedMetrics {
 }
 
 /// A prompt before or during its prefill.
-pub struct PendingPrefill<'a> {
+pub(super) struct PendingPrefill<'a> {
     pub prompt: &'a [u64],
     pub tokens: usize,
     /// The tokens left, once the prefill has started.
@@ -47,7 +47,7 @@ impl Scene<'_> {
 
 /// Replaces a candidate's estimates by the real cache and the real backlog of its engine. Blocks that an
 /// earlier request is about to compute count as held.
-pub fn reveal(
+pub(super) fn reveal(
     engine: &SimulatedEngine,
     pending: &[PendingPrefill<'_>],
     prompt: &[u64],

@@ -23,7 +23,7 @@ const MAX_SUM_TOKENS: f64 = 16.0 * MIN_TOKENS;
 
 /// The sums of predicted and reported cached tokens of one engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Agreement {
+pub(super) struct Agreement {
     answers: u32,
     predicted: f64,
     reported: f64,
@@ -32,7 +32,7 @@ pub struct Agreement {
 impl Agreement {
     /// Adds an answer. Returns the share of the upstream's most recent blocks to keep, if the engine
     /// disagrees.
-    pub fn add(&mut self, predicted: u64, reported: u64) -> Option<f64> {
+    pub(super) fn add(&mut self, predicted: u64, reported: u64) -> Option<f64> {
         self.answers = self.answers.saturating_add(1);
         self.predicted += predicted as f64;
         // Tokens cached for other clients are no evidence for the prediction.

@@ -5,19 +5,19 @@
 //! counts like the mean of the others.
 
 /// The largest limit: at most 1.6 GB, where every prompt is short.
-pub const MAX_INDEX_BLOCKS: usize = 16_000_000;
+pub(super) const MAX_INDEX_BLOCKS: usize = 16_000_000;
 
 /// The least limit of a fleet whose capacities are known: at most 100 MB.
 const MIN_INDEX_BLOCKS: usize = 1_000_000;
 
 /// The limit while no capacity is known.
-pub const DEFAULT_INDEX_BLOCKS: usize = 4_000_000;
+pub(super) const DEFAULT_INDEX_BLOCKS: usize = 4_000_000;
 
 /// The limit by the sum of the capacities. Endings of conversations take room beside the blocks.
 const HEAD_ROOM: f64 = 1.25;
 
 /// Returns the limit of the index for upstreams with these capacities in blocks.
-pub fn index_limit(capacities: impl Iterator<Item = Option<usize>>) -> usize {
+pub(super) fn index_limit(capacities: impl Iterator<Item = Option<usize>>) -> usize {
     let (mut upstreams, mut known, mut blocks) = (0_usize, 0_usize, 0.0);
     for capacity in capacities {
         upstreams += 1;

@@ -8,7 +8,7 @@ use super::prefix_index::Slot;
 
 /// The slots and names of all upstreams.
 #[derive(Default)]
-pub struct UpstreamPlaces {
+pub(super) struct UpstreamPlaces {
     /// Apart from the names: a choice reads the slots of all candidates.
     slots: HashMap<usize, Slot, BuildHasherDefault<IdHasher>>,
     names: HashMap<usize, Arc<str>>,
@@ -40,7 +40,7 @@ impl Hasher for IdHasher {
 
 impl UpstreamPlaces {
     /// Builds the table from ids, slots and names.
-    pub fn new(all: impl Iterator<Item = (usize, Slot, Option<Arc<str>>)>) -> Self {
+    pub(super) fn new(all: impl Iterator<Item = (usize, Slot, Option<Arc<str>>)>) -> Self {
         let mut places = UpstreamPlaces::default();
         for (id, slot, name) in all {
             if let Some(name) = name {
@@ -53,17 +53,17 @@ impl UpstreamPlaces {
     }
 
     /// Returns the slot of an upstream.
-    pub fn slot(&self, id: usize) -> Option<Slot> {
+    pub(super) fn slot(&self, id: usize) -> Option<Slot> {
         self.slots.get(&id).copied()
     }
 
     /// Returns the name of an upstream, if it is known.
-    pub fn name(&self, id: usize) -> Option<&str> {
+    pub(super) fn name(&self, id: usize) -> Option<&str> {
         self.names.get(&id).map(|name| &**name)
     }
 
     /// Returns the id of the upstream with this name.
-    pub fn id(&self, name: &str) -> Option<usize> {
+    pub(super) fn id(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }
 }

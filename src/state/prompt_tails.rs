@@ -16,14 +16,14 @@ const MAX_GENERATION_ENTRIES: usize = 16_384;
 
 /// The tokens behind a block, by block and upstream.
 #[derive(Default)]
-pub struct PromptTails {
+pub(super) struct PromptTails {
     present: HashMap<(u64, Slot), u64>,
     past: HashMap<(u64, Slot), u64>,
 }
 
 impl PromptTails {
     /// Returns the largest number of tokens that this upstream was sent behind the block.
-    pub fn find(&mut self, block: u64, slot: Slot) -> u64 {
+    pub(super) fn find(&mut self, block: u64, slot: Slot) -> u64 {
         let key = (block, slot);
         if let Some(found) = self.present.get(&key) {
             return *found;
@@ -36,13 +36,13 @@ impl PromptTails {
     }
 
     /// Learns that the upstream was sent `tokens` behind the block.
-    pub fn learn(&mut self, block: u64, slot: Slot, tokens: u64) {
+    pub(super) fn learn(&mut self, block: u64, slot: Slot, tokens: u64) {
         let longest = self.find(block, slot).max(tokens);
         self.put((block, slot), longest);
     }
 
     /// Forgets upstreams whose caches are empty or whose slots are reused.
-    pub fn forget(&mut self, slots: &HashSet<Slot>) {
+    pub(super) fn forget(&mut self, slots: &HashSet<Slot>) {
         if !slots.is_empty() {
             self.present.retain(|(_, held), _| !slots.contains(held));
             self.past.retain(|(_, held), _| !slots.contains(held));

@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use crate::rate::Rate;
 
 /// The assumed bytes per token before the first observation.
-pub const DEFAULT_BYTES_PER_TOKEN: f64 = 4.0;
+pub(super) const DEFAULT_BYTES_PER_TOKEN: f64 = 4.0;
 
 /// The least plausible bytes per token: single bytes. Prompts of a few words, which are mostly chat
 /// template, are below it.
@@ -36,11 +36,11 @@ const MAX_MODELS: usize = 1_024;
 
 /// The bytes per token by model.
 #[derive(Default)]
-pub struct Ratios(ArcSwap<HashMap<String, Arc<Rate>>>);
+pub(super) struct Ratios(ArcSwap<HashMap<String, Arc<Rate>>>);
 
 impl Ratios {
     /// Returns the bytes per token of a model.
-    pub fn of(&self, model: Option<&str>) -> f64 {
+    pub(super) fn of(&self, model: Option<&str>) -> f64 {
         let models = self.0.load();
         model.and_then(|model| models.get(model)).map_or(DEFAULT_BYTES_PER_TOKEN, |ratio| {
             ratio.value().clamp(MIN_BYTES_PER_TOKEN, MAX_BYTES_PER_TOKEN)
@@ -48,7 +48,7 @@ impl Ratios {
     }
 
     /// Learns from a prompt of `bytes` that had `tokens`.
-    pub fn learn(&self, model: &str, bytes: u64, tokens: u64) {
+    pub(super) fn learn(&self, model: &str, bytes: u64, tokens: u64) {
         if !fits(bytes, tokens) {
             return;
         }
@@ -68,7 +68,7 @@ impl Ratios {
 }
 
 /// Whether a prompt of `bytes` can plausibly have `tokens`.
-pub fn fits(bytes: u64, tokens: u64) -> bool {
+pub(super) fn fits(bytes: u64, tokens: u64) -> bool {
     (MIN_BYTES_PER_TOKEN..=MAX_BYTES_PER_TOKEN).contains(&(bytes as f64 / tokens as f64))
 }
 

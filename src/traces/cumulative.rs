@@ -29,7 +29,7 @@ const MAX_LATENESS: Duration = Duration::from_secs(1);
 
 /// The last turns of sessions.
 #[derive(Default)]
-pub struct LastTurns {
+pub(super) struct LastTurns {
     state: Mutex<LastTurnsState>,
 }
 
@@ -58,7 +58,7 @@ struct PendingCalls {
 }
 
 /// A call that has ended, until it is dropped: then its turn is kept, or never will be.
-pub struct PendingTurn {
+pub(super) struct PendingTurn {
     turns: Arc<LastTurns>,
     session: Arc<str>,
     /// Whether the writer has taken the call; otherwise it was dropped, which does not count as progress.
@@ -77,7 +77,7 @@ fn may_continue(facts: &CallFacts) -> bool {
 }
 
 /// The part of a record that the next turn needs; `None`: no turn can continue from it.
-pub fn recorded_turn(record: &TraceRecord) -> Option<RecordedTurn> {
+pub(super) fn recorded_turn(record: &TraceRecord) -> Option<RecordedTurn> {
     let facts = &record.facts;
     if !may_continue(facts) || facts.status != 200 || facts.error.is_some() || facts.partial {
         return None;
@@ -114,7 +114,7 @@ fn fields(document: &CutDocument) -> Option<Map<String, Value>> {
 
 impl LastTurns {
     /// Counts a call that has ended, until the result is dropped. `None`: no turn comes of it.
-    pub fn expect(self: &Arc<Self>, facts: &CallFacts) -> Option<PendingTurn> {
+    pub(super) fn expect(self: &Arc<Self>, facts: &CallFacts) -> Option<PendingTurn> {
         if !may_continue(facts) {
             return None;
         }
@@ -126,14 +126,14 @@ impl LastTurns {
     }
 
     /// Keeps the turn of a record, if another one can continue from it.
-    pub fn keep(&self, record: &TraceRecord) {
+    pub(super) fn keep(&self, record: &TraceRecord) {
         if let Some(turn) = recorded_turn(record) {
             self.lock().keep(&record.facts.session_id, Arc::new(turn), MAX_TURN_BYTES);
         }
     }
 
     /// The last turn of a session, once all its calls that have ended are kept. `Err`: that takes too long.
-    pub async fn get(&self, session: &str) -> Result<Option<Arc<RecordedTurn>>, Late> {
+    pub(super) async fn get(&self, session: &str) -> Result<Option<Arc<RecordedTurn>>, Late> {
         let deadline = Instant::now() + MAX_LATENESS;
         loop {
             let ended = {
@@ -154,7 +154,7 @@ impl LastTurns {
     }
 
     /// Forgets a session that was deleted.
-    pub fn remove(&self, session: &str) {
+    pub(super) fn remove(&self, session: &str) {
         self.lock().remove(session);
     }
 
@@ -165,7 +165,7 @@ impl LastTurns {
 
 /// The last turn of a session is not known in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Late;
+pub(super) struct Late;
 
 // === impl LastTurnsState ===
 
@@ -206,7 +206,7 @@ impl LastTurnsState {
 
 impl PendingTurn {
     /// The writer makes progress: it has kept the turn, or found that none comes of the call.
-    pub fn taken(mut self) {
+    pub(super) fn taken(mut self) {
         self.is_taken = true;
     }
 }

@@ -17,7 +17,7 @@ const ENTRY_BYTES: usize = 256;
 
 /// The last prompts of active sessions.
 #[derive(Default)]
-pub struct KnownPrompts {
+pub(super) struct KnownPrompts {
     state: Mutex<KnownPromptsState>,
 }
 
@@ -40,19 +40,19 @@ struct KeptPrompt {
 
 impl KnownPrompts {
     /// The prompt of a session, which is kept no longer; an empty one where there is none.
-    pub fn take(&self, session: &str) -> KnownPrompt {
+    pub(super) fn take(&self, session: &str) -> KnownPrompt {
         self.lock().remove(session).unwrap_or_default()
     }
 
     /// Keeps the prompt of a session. Calls without a session have nothing in common.
-    pub fn keep(&self, session: &str, prompt: KnownPrompt) {
+    pub(super) fn keep(&self, session: &str, prompt: KnownPrompt) {
         if session != UNNAMED_SESSION && prompt.bytes() > 0 {
             self.lock().keep(session, prompt, MAX_KNOWN_BYTES);
         }
     }
 
     /// Forgets a session that was deleted.
-    pub fn remove(&self, session: &str) {
+    pub(super) fn remove(&self, session: &str) {
         self.lock().remove(session);
     }
 

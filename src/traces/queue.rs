@@ -37,14 +37,14 @@ const MESSAGE_BYTES: usize = 512;
 
 /// Identifies a call among the messages.
 #[derive(Debug)]
-pub struct CaptureMark {
+pub(super) struct CaptureMark {
     pub id: u64,
     dropped: AtomicBool,
 }
 
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AnswerForm {
+pub(super) struct AnswerForm {
     pub api: TraceApi,
     pub stream: bool,
     pub status: u16,
@@ -52,7 +52,7 @@ pub struct AnswerForm {
 
 /// A call that has ended.
 #[derive(Debug)]
-pub struct EndedCall {
+pub(super) struct EndedCall {
     pub facts: CallFacts,
     /// The body as it went to the upstream.
     pub request: Bytes,
@@ -72,7 +72,7 @@ pub struct EndedCall {
 
 /// A message to the writer.
 #[derive(Debug)]
-pub enum TraceMessage {
+pub(super) enum TraceMessage {
     /// A piece of a long answer.
     Piece {
         mark: Arc<CaptureMark>,
@@ -104,7 +104,7 @@ struct QueueState {
 }
 
 /// See the module.
-pub struct CaptureQueue {
+pub(super) struct CaptureQueue {
     /// Held for a push or a take, never across an await.
     state: Mutex<QueueState>,
     arrived: Notify,
@@ -120,16 +120,16 @@ pub struct CaptureQueue {
 // === impl CaptureMark ===
 
 impl CaptureMark {
-    pub fn new(id: u64) -> Arc<Self> {
+    pub(super) fn new(id: u64) -> Arc<Self> {
         Arc::new(CaptureMark { id, dropped: AtomicBool::new(false) })
     }
 
     /// Marks the call as dropped: its messages are skipped.
-    pub fn discard(&self) {
+    pub(super) fn discard(&self) {
         self.dropped.store(true, Ordering::Release);
     }
 
-    pub fn is_dropped(&self) -> bool {
+    pub(super) fn is_dropped(&self) -> bool {
         self.dropped.load(Ordering::Acquire)
     }
 }
@@ -145,7 +145,7 @@ impl TraceMessage {
     }
 
     /// No message of its call is of use any more.
-    pub fn is_dropped(&self) -> bool {
+    pub(super) fn is_dropped(&self) -> bool {
         self.mark().is_some_and(CaptureMark::is_dropped)
     }
 
@@ -178,7 +178,7 @@ impl TraceMessage {
 // === impl CaptureQueue ===
 
 impl CaptureQueue {
-    pub fn new(max_calls: usize) -> Self {
+    pub(super) fn new(max_calls: usize) -> Self {
         Self::bounded(max_calls, MAX_QUEUED_BYTES)
     }
 
@@ -195,21 +195,21 @@ impl CaptureQueue {
     }
 
     /// Counts the growth of a capture's buffer.
-    pub fn buffer_grows(&self, bytes: usize) {
+    pub(super) fn buffer_grows(&self, bytes: usize) {
         self.buffered.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Subtracts a buffer that was moved to the queue or freed.
-    pub fn buffer_goes(&self, bytes: usize) {
+    pub(super) fn buffer_goes(&self, bytes: usize) {
         self.buffered.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    pub fn set_max_calls(&self, max_calls: usize) {
+    pub(super) fn set_max_calls(&self, max_calls: usize) {
         self.max_calls.store(max_calls, Ordering::Relaxed);
     }
 
     /// Appends a message. Returns how many calls were dropped for it.
-    pub fn push(&self, message: TraceMessage) -> usize {
+    pub(super) fn push(&self, message: TraceMessage) -> usize {
         if message.mark().is_some_and(CaptureMark::is_dropped) {
             return 0;
         }
@@ -247,7 +247,7 @@ impl CaptureQueue {
     }
 
     /// Waits for messages, and moves up to `most` of them to `batch`. False: the queue is closed and empty.
-    pub async fn take(&self, batch: &mut Vec<TraceMessage>, most: usize) -> bool {
+    pub(super) async fn take(&self, batch: &mut Vec<TraceMessage>, most: usize) -> bool {
         loop {
             let arrived = self.arrived.notified();
             let gather_until = {
@@ -279,42 +279,42 @@ impl CaptureQueue {
     }
 
     /// Accepts no more messages; the writer takes those that are there.
-    pub fn close(&self) {
+    pub(super) fn close(&self) {
         self.lock().closed = true;
         self.arrived.notify_one();
     }
 
     /// Drops what waits. Returns the number of ended calls.
-    pub fn clear(&self) -> usize {
+    pub(super) fn clear(&self) -> usize {
         let mut state = self.lock();
         let calls = state.calls;
         *state = QueueState { closed: state.closed, ..QueueState::default() };
         self.count(calls)
     }
 
-    pub fn is_closed(&self) -> bool {
+    pub(super) fn is_closed(&self) -> bool {
         self.lock().closed
     }
 
     /// Calls that wait, and the bytes that they and the buffers of captures take.
-    pub fn size(&self) -> (usize, usize) {
+    pub(super) fn size(&self) -> (usize, usize) {
         let state = self.lock();
         (state.calls, state.bytes + self.buffered.load(Ordering::Relaxed))
     }
 
     /// The number of calls dropped so far.
-    pub fn dropped(&self) -> usize {
+    pub(super) fn dropped(&self) -> usize {
         self.dropped.load(Ordering::Acquire)
     }
 
     /// Gives up the answer of an attempt, for the answer of another one.
-    pub fn discard(&self, mark: &CaptureMark) {
+    pub(super) fn discard(&self, mark: &CaptureMark) {
         mark.discard();
         self.discarded.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Changes whenever a mark was dropped.
-    pub fn discards(&self) -> usize {
+    pub(super) fn discards(&self) -> usize {
         self.dropped() + self.discarded.load(Ordering::Acquire)
     }
 

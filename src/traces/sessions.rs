@@ -32,7 +32,7 @@ struct RegistryState {
 
 /// The answer to a lookup.
 #[derive(Clone, Debug)]
-pub enum KnownSettings {
+pub(super) enum KnownSettings {
     /// As they are now; `None`: the session was not made by the API.
     Current(Option<Arc<SessionSettings>>),
     /// To be read from the store; what was read before may be out of date.
@@ -40,7 +40,7 @@ pub enum KnownSettings {
 }
 
 /// The settings of sessions.
-pub struct SessionRegistry {
+pub(super) struct SessionRegistry {
     /// Held for a lookup or an insertion.
     state: Mutex<RegistryState>,
     max_sessions: usize,
@@ -55,7 +55,7 @@ pub struct SessionRegistry {
 }
 
 impl SessionRegistry {
-    pub fn new(is_durable: bool, is_shared: bool) -> Self {
+    pub(super) fn new(is_durable: bool, is_shared: bool) -> Self {
         SessionRegistry {
             state: Mutex::default(),
             max_sessions: MAX_SESSIONS,
@@ -67,12 +67,12 @@ impl SessionRegistry {
     }
 
     /// Whether there may be sessions that the API has made.
-    pub fn may_have_any(&self) -> bool {
+    pub(super) fn may_have_any(&self) -> bool {
         self.is_durable || self.has_any.load(Ordering::Acquire)
     }
 
     /// Looks up the settings of a session.
-    pub fn get(&self, id: &str, now: Instant) -> KnownSettings {
+    pub(super) fn get(&self, id: &str, now: Instant) -> KnownSettings {
         match self.lock().sessions.get(id) {
             None if self.is_durable || self.has_evicted.load(Ordering::Acquire) => {
                 KnownSettings::Outdated(None)
@@ -87,7 +87,7 @@ impl SessionRegistry {
     }
 
     /// Keeps the settings of a session; `None`: the API has not created it.
-    pub fn put(&self, id: &str, settings: Option<Arc<SessionSettings>>, now: Instant) {
+    pub(super) fn put(&self, id: &str, settings: Option<Arc<SessionSettings>>, now: Instant) {
         self.has_any.fetch_or(settings.is_some(), Ordering::AcqRel);
         let mut state = self.lock();
         let known = RegisteredSession { settings, read_at: now };
@@ -108,7 +108,7 @@ impl SessionRegistry {
     }
 
     /// Forgets a session that was deleted.
-    pub fn remove(&self, id: &str) {
+    pub(super) fn remove(&self, id: &str) {
         self.lock().sessions.remove(id);
     }
 

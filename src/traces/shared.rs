@@ -15,10 +15,10 @@ use crate::config::types::TracesConfig;
 use crate::observe::Observer;
 
 /// The number that represents "no weight version".
-pub const NO_VERSION: i64 = i64::MIN;
+pub(super) const NO_VERSION: i64 = i64::MIN;
 
 /// What captures, the writer and the API of traces share.
-pub struct SharedTraces {
+pub(super) struct SharedTraces {
     pub settings: ArcSwap<TracesConfig>,
     pub queue: CaptureQueue,
     pub last_turns: Arc<LastTurns>,
@@ -32,7 +32,7 @@ pub struct SharedTraces {
 
 impl SharedTraces {
     /// `version`: the stored weight version.
-    pub fn new(
+    pub(super) fn new(
         config: &TracesConfig,
         store: Option<Arc<Store>>,
         version: Option<i64>,
@@ -51,17 +51,17 @@ impl SharedTraces {
     }
 
     /// Counts a call that has ended among those for which the next turn of its session waits.
-    pub fn pending_turn(&self, facts: &CallFacts) -> Option<PendingTurn> {
+    pub(super) fn pending_turn(&self, facts: &CallFacts) -> Option<PendingTurn> {
         if self.settings.load().cumulative { self.last_turns.expect(facts) } else { None }
     }
 
     /// The number of the next captured answer.
-    pub fn next_mark(&self) -> u64 {
+    pub(super) fn next_mark(&self) -> u64 {
         self.marks.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Puts a message into the queue, and counts the calls that are dropped for it.
-    pub fn push(&self, message: TraceMessage) {
+    pub(super) fn push(&self, message: TraceMessage) {
         match self.queue.push(message) {
             0 => {}
             dropped => self.observer.traces_dropped(dropped, "full"),

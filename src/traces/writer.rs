@@ -66,13 +66,13 @@ const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The thread of a writer.
 #[derive(Default)]
-pub struct WriterThread {
+pub(super) struct WriterThread {
     ended: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 impl WriterThread {
     /// Starts the thread.
-    pub fn start(&self, traces: &Arc<SharedTraces>) -> Result<(), String> {
+    pub(super) fn start(&self, traces: &Arc<SharedTraces>) -> Result<(), String> {
         let (ends, ended) = oneshot::channel();
         let traces = traces.clone();
         let runtime = runtime::Builder::new_current_thread().enable_all().build();
@@ -88,7 +88,7 @@ impl WriterThread {
     }
 
     /// Waits until the thread has ended, `grace` at the most.
-    pub async fn join(&self, grace: Duration) {
+    pub(super) async fn join(&self, grace: Duration) {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(ended) = ended {
             timeout(grace, ended).await.ok();

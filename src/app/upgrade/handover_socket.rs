@@ -27,7 +27,7 @@ const FIRST_MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// The handover socket, and the listening sockets that it hands over.
-pub struct HandoverSocket {
+pub(crate) struct HandoverSocket {
     path: PathBuf,
     listener: UnixListener,
     /// The identity of the socket's file, to recognise it later.
@@ -39,7 +39,7 @@ pub struct HandoverSocket {
 type FileIdentity = (u64, i64, i64);
 
 /// The process that accepts in place of this one, and waits for `Gone`.
-pub struct Successor {
+pub(crate) struct Successor {
     stream: UnixStream,
     pub pid: u32,
 }
@@ -47,7 +47,7 @@ pub struct Successor {
 impl HandoverSocket {
     /// Opens the socket at `path`, or uses the inherited one. `sockets` are the listening sockets to hand
     /// over.
-    pub fn open(
+    pub(crate) fn open(
         path: &Path,
         taken: &mut InheritedSockets,
         sockets: Vec<ListeningSocket>,
@@ -62,7 +62,7 @@ impl HandoverSocket {
     }
 
     /// Waits until another process serves in place of this one. A failed attempt changes nothing.
-    pub async fn relieved(&self, fleet: &Fleet, state: impl Fn() -> StateSource) -> Successor {
+    pub(crate) async fn relieved(&self, fleet: &Fleet, state: impl Fn() -> StateSource) -> Successor {
         loop {
             let Ok((mut stream, _)) = self.listener.accept().await else {
                 sleep(ACCEPT_RETRY_PAUSE).await;
@@ -131,7 +131,7 @@ impl HandoverSocket {
     }
 
     /// Removes the file, unless another process has replaced it.
-    pub fn close(self) {
+    pub(crate) fn close(self) {
         if self.file.is_some() && file(&self.path) == self.file {
             fs::remove_file(&self.path).ok();
         }
@@ -157,7 +157,7 @@ fn offer_state(source: StateSource) -> Option<OwnedFd> {
 
 impl Successor {
     /// Reports that this process accepts no more connections.
-    pub async fn gone(mut self) {
+    pub(crate) async fn gone(mut self) {
         timeout(FIRST_MESSAGE_TIMEOUT, wire::send(&mut self.stream, &HandoverMessage::Gone)).await.ok();
     }
 }
@@ -195,7 +195,7 @@ fn is_socket(found: &fs::Metadata) -> bool {
 }
 
 /// Returns a second handle on a socket, which keeps it open in the kernel.
-pub fn handle(serves: SocketPurpose, address: String, of: &impl AsFd) -> io::Result<ListeningSocket> {
+pub(crate) fn handle(serves: SocketPurpose, address: String, of: &impl AsFd) -> io::Result<ListeningSocket> {
     let socket: OwnedFd = of.as_fd().try_clone_to_owned()?;
     Ok(ListeningSocket { serves, address, socket })
 }

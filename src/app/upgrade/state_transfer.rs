@@ -52,7 +52,7 @@ const MAX_WAITING_FRAMES: usize = 4;
 
 /// The parts that a process hands over.
 #[derive(Clone)]
-pub struct StateSource {
+pub(crate) struct StateSource {
     pub state: Arc<State>,
     pub members: Arc<Members>,
     /// The upstreams of the file.
@@ -63,7 +63,7 @@ pub struct StateSource {
 
 /// The records of run-time changes, and the file that they are changes of.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TransferredMembers {
+pub(crate) struct TransferredMembers {
     /// The records with their revisions, by name.
     records: HashMap<String, String>,
     /// A hash of each upstream's settings in the file, by name.
@@ -72,7 +72,7 @@ pub struct TransferredMembers {
 
 /// What a process has received.
 #[derive(Debug, Default, PartialEq)]
-pub struct ReceivedState {
+pub(crate) struct ReceivedState {
     pub members: TransferredMembers,
     /// Messages with chains, the most recent first.
     frames: Vec<Vec<u8>>,
@@ -91,7 +91,7 @@ fn entry_hash(upstream: &UpstreamConfig) -> u64 {
 
 impl StateSource {
     /// Waits for the request of the successor, and sends the state.
-    pub async fn serve(self, mut stream: UnixStream) -> io::Result<()> {
+    pub(crate) async fn serve(self, mut stream: UnixStream) -> io::Result<()> {
         let served = async {
             // The end of the stream is that of a process that takes no state.
             stream.read_u8().await?;
@@ -134,7 +134,7 @@ async fn send_frame(stream: &mut UnixStream, frame: &[u8]) -> io::Result<()> {
 // === the new process ===
 
 /// Requests the state, and receives it for at most `MAX_RECEIVE_TIME`.
-pub async fn receive(mut stream: UnixStream) -> io::Result<ReceivedState> {
+pub(super) async fn receive(mut stream: UnixStream) -> io::Result<ReceivedState> {
     let deadline = Instant::now() + MAX_RECEIVE_TIME;
     stream.write_u8(1).await?;
     let first = timeout_at(deadline, receive_frame(&mut stream, MAX_RECORDS_BYTES)).await;
@@ -172,7 +172,7 @@ async fn receive_frame(stream: &mut UnixStream, max_bytes: usize) -> io::Result<
 impl TransferredMembers {
     /// Returns the records that hold for the upstreams of this file. A record ends where the entry of its
     /// upstream in the file is new or another: as after a reload, the upstream is as the file has it.
-    pub fn lasting(&self, upstreams: &[UpstreamConfig]) -> Vec<(String, MemberText)> {
+    pub(crate) fn lasting(&self, upstreams: &[UpstreamConfig]) -> Vec<(String, MemberText)> {
         let is_changed = |name: &str| {
             let entry = upstreams.iter().find(|upstream| upstream.name == name);
             entry.is_some_and(|entry| self.entries.get(name) != Some(&entry_hash(entry)))
@@ -182,7 +182,7 @@ impl TransferredMembers {
     }
 
     /// Returns the names whose changes end because their entries in both files differ.
-    pub fn ended<'s>(&'s self, upstreams: &'s [UpstreamConfig]) -> impl Iterator<Item = &'s str> {
+    pub(crate) fn ended<'s>(&'s self, upstreams: &'s [UpstreamConfig]) -> impl Iterator<Item = &'s str> {
         let is_changed = |entry: &&UpstreamConfig| {
             let before = self.entries.get(&entry.name);
             before.is_some_and(|before| *before != entry_hash(entry))
@@ -197,7 +197,7 @@ impl TransferredMembers {
 
 impl ReceivedState {
     /// Learns the chains; returns the number of frames that could not be used.
-    pub fn learn(&self, state: &State, fingerprint: u64) -> usize {
+    pub(crate) fn learn(&self, state: &State, fingerprint: u64) -> usize {
         let mut filter = FingerprintFilter::new(fingerprint);
         let mut unusable = 0;
         for frame in self.frames.iter().rev() {

@@ -24,7 +24,7 @@ const MAX_MESSAGE_BYTES: u32 = 1 << 20;
 /// A message between the running and the new process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum HandoverMessage {
+pub(super) enum HandoverMessage {
     /// The new process requests the sockets.
     Take {
         version: String,
@@ -45,19 +45,19 @@ pub enum HandoverMessage {
 
 /// A listening socket that the running process offers.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct OfferedListener {
+pub(super) struct OfferedListener {
     pub serves: SocketPurpose,
     pub address: String,
 }
 
 /// Whether the process at the other end runs as the same user.
-pub fn same_user(stream: &UnixStream) -> bool {
+pub(super) fn same_user(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
     stream.peer_cred().is_ok_and(|peer| peer.uid() == own)
 }
 
 /// Sends one message, behind its length.
-pub async fn send(stream: &mut UnixStream, message: &HandoverMessage) -> io::Result<()> {
+pub(super) async fn send(stream: &mut UnixStream, message: &HandoverMessage) -> io::Result<()> {
     let text = serde_json::to_vec(message)?;
     let length = u32::try_from(text.len()).ok().filter(|length| *length <= MAX_MESSAGE_BYTES);
     let length = length.ok_or_else(|| io::Error::other("too much to say in one message"))?;
@@ -66,7 +66,7 @@ pub async fn send(stream: &mut UnixStream, message: &HandoverMessage) -> io::Res
 }
 
 /// Receives one message of a limited length.
-pub async fn receive(stream: &mut UnixStream) -> io::Result<HandoverMessage> {
+pub(super) async fn receive(stream: &mut UnixStream) -> io::Result<HandoverMessage> {
     let length = stream.read_u32().await?;
     if length > MAX_MESSAGE_BYTES {
         return Err(io::Error::other("a message is too long"));
@@ -77,7 +77,7 @@ pub async fn receive(stream: &mut UnixStream) -> io::Result<HandoverMessage> {
 }
 
 /// Sends a socket beside one byte.
-pub async fn send_socket(stream: &UnixStream, socket: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) async fn send_socket(stream: &UnixStream, socket: BorrowedFd<'_>) -> io::Result<()> {
     let send = || {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
@@ -92,7 +92,7 @@ pub async fn send_socket(stream: &UnixStream, socket: BorrowedFd<'_>) -> io::Res
 }
 
 /// Receives the next socket; child processes do not inherit it.
-pub async fn receive_socket(stream: &UnixStream) -> io::Result<OwnedFd> {
+pub(super) async fn receive_socket(stream: &UnixStream) -> io::Result<OwnedFd> {
     let receive = || {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);

@@ -23,7 +23,7 @@ const KINDS_TO_COME: [&str; 2] = ["dns", "kubernetes"];
 
 /// The upstreams and sources of a file.
 #[derive(Default)]
-pub struct FoundUpstreams {
+pub(super) struct FoundUpstreams {
     pub upstreams: Vec<UpstreamConfig>,
     pub sources: Vec<DiscoverySource>,
     /// Whether the file has a list with items, valid or not.
@@ -31,7 +31,7 @@ pub struct FoundUpstreams {
 }
 
 /// Reads `upstreams`.
-pub fn upstreams(root: &mut ConfigSection<'_, '_>, names: &mut UpstreamNames) -> FoundUpstreams {
+pub(super) fn upstreams(root: &mut ConfigSection<'_, '_>, names: &mut UpstreamNames) -> FoundUpstreams {
     let place = root.place_of("upstreams");
     let Some(node) = root.node("upstreams") else { return FoundUpstreams::default() };
     // An empty list gets the message that says what to do.
@@ -60,7 +60,7 @@ pub fn upstreams(root: &mut ConfigSection<'_, '_>, names: &mut UpstreamNames) ->
 }
 
 /// Upstreams with every option at its default, as the command line names them.
-pub fn from_texts<S: AsRef<str>>(
+pub(super) fn from_texts<S: AsRef<str>>(
     from: &str,
     texts: &[S],
     names: &mut UpstreamNames,
@@ -202,7 +202,7 @@ fn report_duplicate_sources(found: &[(ConfigPlace, DiscoverySource)], problems: 
 // === control paths ===
 
 /// Reads `passthrough`.
-pub fn passthrough(root: &mut ConfigSection<'_, '_>, names: &mut UpstreamNames) -> Vec<Passthrough> {
+pub(super) fn passthrough(root: &mut ConfigSection<'_, '_>, names: &mut UpstreamNames) -> Vec<Passthrough> {
     let list = root.place_of("passthrough");
     let mut found: Vec<Passthrough> = Vec::new();
     for (index, item) in root.items("passthrough").unwrap_or_default().iter().enumerate() {

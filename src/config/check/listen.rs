@@ -7,7 +7,7 @@ use crate::config::types::{Listen, ListenAddress};
 use crate::config::yaml::{YamlNode, YamlValue};
 
 /// Reads the listeners of a file; `None` without the key.
-pub fn read(root: &mut ConfigSection<'_, '_>) -> Option<Vec<Listen>> {
+pub(super) fn read(root: &mut ConfigSection<'_, '_>) -> Option<Vec<Listen>> {
     let place = root.place_of("listen");
     let node = root.node("listen")?;
     let problems = &mut *root.problems;
@@ -28,7 +28,11 @@ pub fn read(root: &mut ConfigSection<'_, '_>) -> Option<Vec<Listen>> {
 }
 
 /// Listeners without TLS, as flags and variables name them.
-pub fn from_texts<S: AsRef<str>>(from: &str, texts: &[S], problems: &mut Vec<ConfigProblem>) -> Vec<Listen> {
+pub(super) fn from_texts<S: AsRef<str>>(
+    from: &str,
+    texts: &[S],
+    problems: &mut Vec<ConfigProblem>,
+) -> Vec<Listen> {
     let mut found = Vec::new();
     for text in texts {
         let place = ConfigPlace::named(from);

@@ -5,7 +5,7 @@ use crate::config::types::ALL_UPSTREAMS;
 
 /// Collects names and references while a file is read.
 #[derive(Default)]
-pub struct UpstreamNames {
+pub(super) struct UpstreamNames {
     names: Vec<String>,
     /// Whether an upstream may have a name that is not in the list.
     is_open: bool,
@@ -21,27 +21,27 @@ struct UpstreamReference {
 }
 
 impl UpstreamNames {
-    pub fn add(&mut self, names: impl Iterator<Item = String>) {
+    pub(super) fn add(&mut self, names: impl Iterator<Item = String>) {
         self.names.extend(names);
     }
 
     /// Notes that some upstream has an unreadable name, or is still to be discovered.
-    pub fn open(&mut self) {
+    pub(super) fn open(&mut self) {
         self.is_open = true;
     }
 
     /// Forgets all names, for upstreams that replace those of the file. References stay.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.names.clear();
         self.is_open = false;
     }
 
-    pub fn refer(&mut self, place: ConfigPlace, name: &str, or_all: bool) {
+    pub(super) fn refer(&mut self, place: ConfigPlace, name: &str, or_all: bool) {
         self.references.push(UpstreamReference { place, name: name.into(), or_all });
     }
 
     /// Reports every reference to a name that no upstream has.
-    pub fn check(&self, problems: &mut Vec<ConfigProblem>) {
+    pub(super) fn check(&self, problems: &mut Vec<ConfigProblem>) {
         if self.is_open {
             return;
         }

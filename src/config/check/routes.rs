@@ -21,7 +21,7 @@ const NEEDED_BY_CHAT: [&str; 2] =
     ["is the client's to say with responses: chat", "is the client's to say with messages: chat"];
 
 /// Reads `routes`. A route's timeouts and retry begin with `base`.
-pub fn read(
+pub(super) fn read(
     root: &mut ConfigSection<'_, '_>,
     base: (Timeouts, Retry),
     names: &mut UpstreamNames,

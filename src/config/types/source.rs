@@ -6,7 +6,7 @@ use super::upstream_tls::UpstreamTls;
 use crate::config::url::UpstreamUrl;
 
 /// The interval between two polls, unless the file says another.
-pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const DEFAULT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A server that is polled for the list of upstreams.
 #[derive(Clone, Debug, PartialEq)]

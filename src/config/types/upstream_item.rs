@@ -47,7 +47,7 @@ pub struct UpstreamItem {
 }
 
 /// The field of the list `upstreams`, which is kept as two lists. Code of its own reads it.
-pub struct UpstreamsField<S: 'static> {
+pub(super) struct UpstreamsField<S: 'static> {
     pub upstreams: fn(&mut S) -> &mut Vec<UpstreamConfig>,
     pub sources: fn(&mut S) -> &mut Vec<DiscoverySource>,
 }

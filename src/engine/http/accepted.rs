@@ -9,7 +9,7 @@ use super::connection_state::{ConnectionState, Control};
 use super::shared::EngineShared;
 
 /// Counts a connection of the process that accepted it, until dropped.
-pub struct AcceptedConnection {
+pub(super) struct AcceptedConnection {
     pub shared: Arc<EngineShared>,
     /// The commands since the connection was accepted.
     pub control: watch::Receiver<Control>,
@@ -20,7 +20,7 @@ pub struct AcceptedConnection {
 }
 
 impl AcceptedConnection {
-    pub fn new(shared: Arc<EngineShared>, connection: Arc<ConnectionState>) -> Self {
+    pub(super) fn new(shared: Arc<EngineShared>, connection: Arc<ConnectionState>) -> Self {
         shared.connections.fetch_add(1, Ordering::SeqCst);
         shared.used.fetch_add(1, Ordering::SeqCst);
         let control = shared.control.subscribe();
@@ -30,7 +30,7 @@ impl AcceptedConnection {
     }
 
     /// Waits until all connections of that time have to end.
-    pub async fn ends(&mut self) {
+    pub(super) async fn ends(&mut self) {
         let before = self.accepted.close_all;
         // An error means that the server is gone.
         let _ = self.control.wait_for(|now| now.close_all != before).await;

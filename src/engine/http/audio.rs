@@ -17,7 +17,7 @@ use super::token;
 const MAX_FILE_BYTES: usize = 25 * 1_024 * 1_024;
 
 /// Transcribes the file of a form.
-pub async fn transcribe(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn transcribe(call: &EngineCall) -> Result<Reply, ApiError> {
     let fields = fields(call).unwrap_or_default();
     let text_of = |name: &str| {
         let field = fields.iter().find(|(known, _)| known == name)?;

@@ -13,7 +13,12 @@ use super::run::EngineCall;
 use super::stream::{EventWriter, ReplyEvents};
 
 /// Answers at once; the generation continues without a client until it ends or is cancelled.
-pub fn begin(call: &EngineCall, form: ResponsesReplyForm, generation: Generation, streams: bool) -> Reply {
+pub(super) fn begin(
+    call: &EngineCall,
+    form: ResponsesReplyForm,
+    generation: Generation,
+    streams: bool,
+) -> Reply {
     let store = &call.shared.store;
     let begun = form.response(if streams { ResponseProgress::Running } else { ResponseProgress::Queued });
     let id = form.id.clone();

@@ -34,7 +34,7 @@ struct ChatReplyForm {
 }
 
 /// Answers `POST /v1/chat/completions`.
-pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     let (mut request, streams) = read(&mut input);
     let model = input.string("model");
@@ -97,12 +97,12 @@ fn read_sampling(body: &Value, sampling: &mut SamplingOptions, model: Option<&st
 }
 
 /// Returns a schema for an answer that may be any object.
-pub fn any_object() -> Value {
+pub(super) fn any_object() -> Value {
     json!({"type": "object", "required": ["answer"], "properties": {"answer": {"type": "string"}}})
 }
 
 /// Whether the model reasons: by the request, else by the suffix `-reasoning` of its name.
-pub fn thinks(body: &Value, model: Option<&str>) -> bool {
+pub(super) fn thinks(body: &Value, model: Option<&str>) -> bool {
     let enabled = &body["chat_template_kwargs"]["enable_thinking"];
     let effort = || body["reasoning_effort"].as_str().map(|effort| effort != "none");
     let budget = || body["thinking_token_budget"].is_u64().then_some(true);

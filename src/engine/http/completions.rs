@@ -38,7 +38,7 @@ struct Batch {
 }
 
 /// Answers `POST /v1/completions`.
-pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     input.require("prompt");
     let request = GenerationRequest::read(&mut input, &["max_tokens"]);

@@ -20,7 +20,7 @@ use super::connection_state::ConnectionState;
 use super::route;
 
 /// A stream that can end with a reset instead of a close.
-pub struct ResettableSocket {
+pub(super) struct ResettableSocket {
     stream: SocketStream,
     connection: Arc<ConnectionState>,
 }
@@ -31,7 +31,7 @@ enum SocketStream {
 }
 
 /// Serves requests until the client, the idle limit or the server ends the connection.
-pub async fn serve<S>(io: S, connection: Arc<ConnectionState>, open: &mut AcceptedConnection)
+pub(super) async fn serve<S>(io: S, connection: Arc<ConnectionState>, open: &mut AcceptedConnection)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -105,11 +105,11 @@ impl IdleTimer {
 // === impl ResettableSocket ===
 
 impl ResettableSocket {
-    pub fn tcp(stream: TcpStream, connection: Arc<ConnectionState>) -> Self {
+    pub(super) fn tcp(stream: TcpStream, connection: Arc<ConnectionState>) -> Self {
         Self { stream: SocketStream::Tcp(stream), connection }
     }
 
-    pub fn unix(stream: UnixStream, connection: Arc<ConnectionState>) -> Self {
+    pub(super) fn unix(stream: UnixStream, connection: Arc<ConnectionState>) -> Self {
         Self { stream: SocketStream::Unix(stream), connection }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The commands of the server to its connections; the numbers count commands, so that each is applied once.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Control {
+pub(super) struct Control {
     pub listening: bool,
     pub close_idle: u64,
     pub close_all: u64,
@@ -13,7 +13,7 @@ pub struct Control {
 
 /// The state of one connection.
 #[derive(Debug, Default)]
-pub struct ConnectionState {
+pub(super) struct ConnectionState {
     /// The number of requests with an incomplete answer.
     busy: AtomicUsize,
     /// The number of requests so far.
@@ -26,7 +26,7 @@ pub struct ConnectionState {
 
 /// The effect of one more request on what a connection is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ConnectionUse {
+pub(super) enum ConnectionUse {
     Same,
     /// The first request is a poll.
     BecamePoller,
@@ -36,29 +36,29 @@ pub enum ConnectionUse {
 
 /// Marks a connection busy until dropped.
 #[derive(Debug)]
-pub struct BusyGuard(Arc<ConnectionState>);
+pub(super) struct BusyGuard(Arc<ConnectionState>);
 
 // === impl ConnectionState ===
 
 impl ConnectionState {
     /// Marks the connection busy until the guard is dropped.
-    pub fn busy(self: &Arc<Self>) -> BusyGuard {
+    pub(super) fn busy(self: &Arc<Self>) -> BusyGuard {
         self.busy.fetch_add(1, Ordering::SeqCst);
         self.served.fetch_add(1, Ordering::SeqCst);
         BusyGuard(Arc::clone(self))
     }
 
-    pub fn end_with_reset(&self) {
+    pub(super) fn end_with_reset(&self) {
         self.reset.store(true, Ordering::SeqCst);
     }
 
     /// Whether the connection ends with a reset.
-    pub fn ends_with_reset(&self) -> bool {
+    pub(super) fn ends_with_reset(&self) -> bool {
         self.reset.load(Ordering::SeqCst)
     }
 
     /// Records a request after `busy`.
-    pub fn carries(&self, poll: bool) -> ConnectionUse {
+    pub(super) fn carries(&self, poll: bool) -> ConnectionUse {
         if poll && self.served() == 1 {
             self.poller.store(true, Ordering::SeqCst);
             return ConnectionUse::BecamePoller;
@@ -70,23 +70,23 @@ impl ConnectionState {
     }
 
     /// Whether the connection has carried polls and nothing else.
-    pub fn is_poller(&self) -> bool {
+    pub(super) fn is_poller(&self) -> bool {
         self.poller.load(Ordering::SeqCst)
     }
 
     /// Whether no request is in progress.
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.busy.load(Ordering::SeqCst) == 0
     }
 
     /// Returns the number of requests so far.
-    pub fn served(&self) -> usize {
+    pub(super) fn served(&self) -> usize {
         self.served.load(Ordering::SeqCst)
     }
 }
 
 impl BusyGuard {
-    pub fn connection(&self) -> &Arc<ConnectionState> {
+    pub(super) fn connection(&self) -> &Arc<ConnectionState> {
         &self.0
     }
 }

@@ -25,7 +25,7 @@ use super::shared::EngineShared;
 const ANSWER_GRACE: Duration = Duration::from_millis(20);
 
 /// Handles `/reset_prefix_cache`, `/sleep`, `/wake_up`, `/is_sleeping`, `/pause`, `/resume`, `/is_paused`.
-pub fn dev(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) fn dev(call: &EngineCall) -> Result<Reply, ApiError> {
     let driver = &call.shared.driver;
     let sleep = &call.shared.sleep;
     Ok(reply::ok(&match call.uri.path() {
@@ -62,7 +62,7 @@ pub fn dev(call: &EngineCall) -> Result<Reply, ApiError> {
 }
 
 /// Answers the routes under `/sim/`.
-pub async fn sim(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn sim(call: &EngineCall) -> Result<Reply, ApiError> {
     let list = |all: Vec<Recorded>| {
         let all: Vec<Value> = all.iter().map(Recorded::to_json).collect();
         reply::ok(&json!(all))

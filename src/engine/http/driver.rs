@@ -18,7 +18,7 @@ use crate::engine::batch::{
 };
 
 /// Runs the batches of an engine in real time.
-pub struct Driver {
+pub(super) struct Driver {
     inner: Mutex<DriverInner>,
     wake: Notify,
     clock: Instant,
@@ -56,7 +56,7 @@ struct ChoiceProgress {
 
 /// The state of the engine in numbers.
 #[derive(Debug, Clone, Copy)]
-pub struct EngineGauges {
+pub(super) struct EngineGauges {
     pub running: usize,
     pub waiting: usize,
     pub kv_usage: f64,
@@ -65,7 +65,7 @@ pub struct EngineGauges {
 }
 
 /// One request with its `n` choices in the engine. Dropping it aborts the choices that have not ended.
-pub struct Generation {
+pub(super) struct Generation {
     driver: Arc<Driver>,
     ids: Vec<u64>,
     progress: watch::Receiver<GenerationProgress>,
@@ -78,7 +78,7 @@ pub struct Generation {
 
 /// One step of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub(super) enum Step {
     /// The prefill is done.
     Begun {
         cached_tokens: usize,
@@ -98,7 +98,7 @@ pub enum Step {
 // === impl Driver ===
 
 impl Driver {
-    pub fn new(limits: EngineLimits, timing: Timing) -> Self {
+    pub(super) fn new(limits: EngineLimits, timing: Timing) -> Self {
         let inner = DriverInner {
             engine: SimulatedEngine::new(limits.clone(), timing),
             sinks: HashMap::new(),
@@ -110,7 +110,7 @@ impl Driver {
     }
 
     /// Ends the steps at their times, until dropped.
-    pub async fn run(&self) {
+    pub(super) async fn run(&self) {
         loop {
             let next = self.advance();
             // Steps may take no time at all; other tasks must still run.
@@ -129,7 +129,7 @@ impl Driver {
     }
 
     /// Submits `requests`, the choices of one answer, to the engine, and assigns their ids.
-    pub fn begin(self: &Arc<Self>, requests: Vec<EngineRequest>) -> Result<Generation, EngineRefusal> {
+    pub(super) fn begin(self: &Arc<Self>, requests: Vec<EngineRequest>) -> Result<Generation, EngineRefusal> {
         let choices = vec![ChoiceProgress::default(); requests.len()];
         let (sender, progress) =
             watch::channel(GenerationProgress { cached_tokens: 0, choices: choices.clone() });
@@ -158,7 +158,7 @@ impl Driver {
     }
 
     /// Returns a generation that is aborted at once, as by a draining engine.
-    pub fn aborted(self: &Arc<Self>, choices: usize) -> Generation {
+    pub(super) fn aborted(self: &Arc<Self>, choices: usize) -> Generation {
         let aborted = ChoiceProgress { aborted: true, ..ChoiceProgress::default() };
         let (_, progress) =
             watch::channel(GenerationProgress { cached_tokens: 0, choices: vec![aborted; choices] });
@@ -173,7 +173,7 @@ impl Driver {
     }
 
     /// The load and the counters of the engine.
-    pub fn gauges(&self) -> EngineGauges {
+    pub(super) fn gauges(&self) -> EngineGauges {
         let inner = self.lock();
         EngineGauges {
             running: inner.engine.running(),
@@ -184,12 +184,12 @@ impl Driver {
         }
     }
 
-    pub fn latencies(&self) -> Latencies {
+    pub(super) fn latencies(&self) -> Latencies {
         self.lock().latencies.clone()
     }
 
     /// Resets the engine, as a new process.
-    pub fn restart(&self) {
+    pub(super) fn restart(&self) {
         let mut inner = self.lock();
         inner.engine = SimulatedEngine::new(self.limits.clone(), inner.timing);
         inner.sinks.clear();
@@ -197,7 +197,7 @@ impl Driver {
     }
 
     /// Aborts every request, as a sleeping or dying engine does.
-    pub fn abort_all(&self) {
+    pub(super) fn abort_all(&self) {
         let mut inner = self.lock();
         for (id, sink) in std::mem::take(&mut inner.sinks) {
             inner.engine.abort(id);
@@ -207,29 +207,29 @@ impl Driver {
     }
 
     /// Sets the pace to `1/factor` of the configured speed.
-    pub fn slow_down(&self, factor: f64) {
+    pub(super) fn slow_down(&self, factor: f64) {
         let mut inner = self.lock();
         let timing = Timing { speed: inner.timing.speed / factor, ..inner.timing };
         inner.engine.set_timing(timing);
     }
 
-    pub fn pause(&self) {
+    pub(super) fn pause(&self) {
         self.lock().engine.pause();
     }
 
     /// Resumes the steps after a pause.
-    pub fn resume(&self) {
+    pub(super) fn resume(&self) {
         let mut inner = self.lock();
         inner.engine.resume(self.now());
         drop(inner);
         self.wake.notify_one();
     }
 
-    pub fn paused(&self) -> bool {
+    pub(super) fn paused(&self) -> bool {
         self.lock().engine.paused()
     }
 
-    pub fn clear_cache(&self) -> bool {
+    pub(super) fn clear_cache(&self) -> bool {
         self.lock().engine.clear_cache()
     }
 
@@ -288,7 +288,7 @@ impl Driver {
 
 impl Generation {
     /// Waits for the next step; returns `End` again after `End`.
-    pub async fn next(&mut self) -> Step {
+    pub(super) async fn next(&mut self) -> Step {
         loop {
             if let Some(step) = self.ready() {
                 return step;
@@ -301,7 +301,7 @@ impl Generation {
     }
 
     /// Waits for the end; returns the number of cached prompt tokens.
-    pub async fn finish(&mut self) -> usize {
+    pub(super) async fn finish(&mut self) -> usize {
         let mut cached = 0;
         loop {
             match self.next().await {
@@ -313,7 +313,7 @@ impl Generation {
     }
 
     /// Returns the reported tokens of a choice, and whether the engine aborted it.
-    pub fn reported(&self, choice: usize) -> (usize, bool) {
+    pub(super) fn reported(&self, choice: usize) -> (usize, bool) {
         (self.reported[choice].tokens, self.reported[choice].aborted)
     }
 

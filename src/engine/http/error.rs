@@ -9,7 +9,7 @@ use crate::engine::batch::EngineRefusal;
 
 /// An error, independent of the API that reports it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ApiError {
+pub(super) struct ApiError {
     pub status: u16,
     pub kind: &'static str,
     pub message: String,
@@ -25,24 +25,24 @@ impl ApiError {
     }
 
     /// The error of a model that the engine does not serve.
-    pub fn unknown_model(model: &str, aliases: &[String]) -> Self {
+    pub(super) fn unknown_model(model: &str, aliases: &[String]) -> Self {
         let aliases = aliases.join(", ");
         let message = format!("The model `{model}` does not exist. Valid aliases: {aliases}.");
         Self::new(404, "NotFoundError", message, Some("model"))
     }
 
     /// Builds the error of a value that vLLM rejects; the message names parameter and value.
-    pub fn invalid(message: &str, param: &str, value: &str) -> Self {
+    pub(super) fn invalid(message: &str, param: &str, value: &str) -> Self {
         let message = format!("{message} (parameter={param}, value={value})");
         Self::new(400, "BadRequestError", message, Some(param))
     }
 
-    pub fn bad_request(message: impl Into<String>) -> Self {
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(400, "BadRequestError", message, None)
     }
 
     /// Builds the error of a prompt beyond the context; `open`: the prompt has at least `tokens`.
-    pub fn too_long(tokens: usize, open: bool, limit: usize) -> Self {
+    pub(super) fn too_long(tokens: usize, open: bool, limit: usize) -> Self {
         let at_least = if open { "at least " } else { "" };
         let message = format!(
             "This model's maximum context length is {limit} tokens. However, your prompt contains \
@@ -53,7 +53,7 @@ impl ApiError {
     }
 
     /// Builds the error of a request that violates the schema; `problems` are formatted already.
-    pub fn schema(problems: &[String], param: Option<&str>) -> Self {
+    pub(super) fn schema(problems: &[String], param: Option<&str>) -> Self {
         let many = if problems.len() == 1 { "error" } else { "errors" };
         let mut message = format!("{} validation {many}:", problems.len());
         for problem in problems.iter().take(10) {
@@ -66,7 +66,7 @@ impl ApiError {
     }
 
     /// The error of a request that the engine refused.
-    pub fn refused(refused: EngineRefusal) -> Self {
+    pub(super) fn refused(refused: EngineRefusal) -> Self {
         match refused {
             EngineRefusal::QueueFull => Self::new(
                 503,
@@ -81,47 +81,47 @@ impl ApiError {
         }
     }
 
-    pub fn responses(status: u16, message: String, param: &str) -> Self {
+    pub(super) fn responses(status: u16, message: String, param: &str) -> Self {
         Self::new(status, "invalid_request_error", message, Some(param))
     }
 
-    pub fn shutting_down() -> Self {
+    pub(super) fn shutting_down() -> Self {
         Self::new(500, "InternalServerError", "cannot schedule new futures after shutdown", None)
     }
 
     /// Builds the error event of a failed generation.
-    pub fn generation(status: u16) -> Self {
+    pub(super) fn generation(status: u16) -> Self {
         Self::new(status, "InternalServerError", "Internal server error", None)
     }
 
     /// The body of the error in OpenAI's form.
-    pub fn openai(&self) -> Value {
+    pub(super) fn openai(&self) -> Value {
         json!({"error": {
             "message": self.message, "type": self.kind, "param": self.param, "code": self.status,
         }})
     }
 
-    pub fn anthropic(&self) -> Value {
+    pub(super) fn anthropic(&self) -> Value {
         json!({"type": "error", "error": {"type": self.kind, "message": self.message}})
     }
 
     /// Returns the answer; on `/v1/messages` in Anthropic's form.
-    pub fn reply(&self, anthropic: bool) -> Reply {
+    pub(super) fn reply(&self, anthropic: bool) -> Reply {
         let body = if anthropic && !self.framework { self.anthropic() } else { self.openai() };
         reply::json(self.status, &body)
     }
 }
 
-pub fn not_found() -> Reply {
+pub(super) fn not_found() -> Reply {
     reply::json(404, &json!({"detail": "Not Found"}))
 }
 
-pub fn unauthorized() -> Reply {
+pub(super) fn unauthorized() -> Reply {
     reply::json(401, &json!({"error": "Unauthorized"}))
 }
 
 /// Returns a 405 with the `allow` header first, as Starlette does.
-pub fn method_not_allowed(allow: &'static str) -> Reply {
+pub(super) fn method_not_allowed(allow: &'static str) -> Reply {
     let body = Bytes::from_static(b"{\"detail\":\"Method Not Allowed\"}");
     reply::with(StatusCode::METHOD_NOT_ALLOWED, &[("allow", allow)], Some("application/json"), body)
 }

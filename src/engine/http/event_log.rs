@@ -14,7 +14,7 @@ use super::reply::{self, Reply};
 
 /// The events of one response, by number.
 #[derive(Debug)]
-pub struct EventLog {
+pub(super) struct EventLog {
     events: Mutex<Vec<Bytes>>,
     /// Whether the last event was added; notified of every event.
     ended: watch::Sender<bool>,
@@ -23,18 +23,18 @@ pub struct EventLog {
 // === impl EventLog ===
 
 impl EventLog {
-    pub fn new() -> Arc<Self> {
+    pub(super) fn new() -> Arc<Self> {
         Arc::new(EventLog { events: Mutex::default(), ended: watch::Sender::new(false) })
     }
 
     /// Adds events.
-    pub fn append(&self, events: impl Iterator<Item = Bytes>) {
+    pub(super) fn append(&self, events: impl Iterator<Item = Bytes>) {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).extend(events);
         self.ended.send_modify(|_| {});
     }
 
     /// Ends the log: no event follows.
-    pub fn end(&self) {
+    pub(super) fn end(&self) {
         self.ended.send_replace(true);
     }
 
@@ -43,7 +43,7 @@ impl EventLog {
     }
 
     /// Returns the stream of all events from number `from` on, up to the last.
-    pub fn follow(self: &Arc<Self>, from: usize) -> Reply {
+    pub(super) fn follow(self: &Arc<Self>, from: usize) -> Reply {
         let state = (Arc::clone(self), self.ended.subscribe(), from);
         let frames = stream::unfold(state, |(log, mut ended, number)| async move {
             loop {

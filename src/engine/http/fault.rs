@@ -48,7 +48,7 @@ pub enum NoMetrics {
 
 /// The fault that is injected at the moment.
 #[derive(Debug, Default)]
-pub struct Faults(Mutex<FaultState>);
+pub(super) struct Faults(Mutex<FaultState>);
 
 #[derive(Debug, Default)]
 struct FaultState {
@@ -63,30 +63,30 @@ struct FaultState {
 
 impl Faults {
     /// Injects a fault, for a number of requests where one is given; `None` removes it.
-    pub fn set(&self, fault: Option<InjectedFault>, requests: Option<u64>) {
+    pub(super) fn set(&self, fault: Option<InjectedFault>, requests: Option<u64>) {
         let mut state = self.lock();
         state.fault = fault.filter(|_| requests != Some(0));
         state.left = requests;
     }
 
-    pub fn set_health(&self, status: Option<u16>) {
+    pub(super) fn set_health(&self, status: Option<u16>) {
         self.lock().health = status;
     }
 
-    pub fn health(&self) -> Option<u16> {
+    pub(super) fn health(&self) -> Option<u16> {
         self.lock().health
     }
 
-    pub fn set_metrics(&self, instead: Option<NoMetrics>) {
+    pub(super) fn set_metrics(&self, instead: Option<NoMetrics>) {
         self.lock().metrics = instead;
     }
 
-    pub fn metrics(&self) -> Option<NoMetrics> {
+    pub(super) fn metrics(&self) -> Option<NoMetrics> {
         self.lock().metrics
     }
 
     /// Returns the fault if `applies` accepts it, and counts the affected request.
-    pub fn strike(&self, applies: impl Fn(&InjectedFault) -> bool) -> Option<InjectedFault> {
+    pub(super) fn strike(&self, applies: impl Fn(&InjectedFault) -> bool) -> Option<InjectedFault> {
         let mut state = self.lock();
         let fault = state.fault.clone().filter(applies)?;
         if let Some(left) = &mut state.left {

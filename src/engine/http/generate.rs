@@ -18,7 +18,7 @@ struct GenerateReplyForm {
 }
 
 /// Answers `POST /inference/v1/generate`.
-pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["token_ids", "sampling_params"] {
         input.require(name);

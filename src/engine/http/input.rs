@@ -13,7 +13,7 @@ const MAX_SHOWN_CHARS: usize = 200;
 
 /// The fields of a request, and the problems found so far.
 #[derive(Debug)]
-pub struct Input {
+pub(super) struct Input {
     pub body: Value,
     problems: Vec<String>,
     /// The path of the first problem.
@@ -24,7 +24,7 @@ pub struct Input {
 
 impl Input {
     /// Parses a body that must be a JSON object.
-    pub fn parse(headers: &HeaderMap, bytes: &[u8]) -> Result<Self, ApiError> {
+    pub(super) fn parse(headers: &HeaderMap, bytes: &[u8]) -> Result<Self, ApiError> {
         let kind = headers.get(http::header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
         let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         if kind != "application/json" {
@@ -64,7 +64,7 @@ impl Input {
     }
 
     /// Returns the input, or the error with all problems.
-    pub fn checked(self) -> Result<Self, ApiError> {
+    pub(super) fn checked(self) -> Result<Self, ApiError> {
         if self.problems.is_empty() {
             return Ok(self);
         }
@@ -72,12 +72,12 @@ impl Input {
     }
 
     /// Returns the field's value; `None` when it is absent or null.
-    pub fn get(&self, key: &str) -> Option<&Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.body.get(key).filter(|value| !value.is_null())
     }
 
     /// Reports a missing field.
-    pub fn require(&mut self, key: &str) {
+    pub(super) fn require(&mut self, key: &str) {
         if self.body.get(key).is_none() {
             let body = self.body.take();
             self.problem("missing", &format!("body.{key}"), "Field required", &body);
@@ -86,7 +86,7 @@ impl Input {
     }
 
     /// Reads a field that must be a string.
-    pub fn string(&mut self, key: &str) -> Option<String> {
+    pub(super) fn string(&mut self, key: &str) -> Option<String> {
         let value = self.get(key)?.clone();
         match value {
             Value::String(text) => Some(text),
@@ -98,7 +98,7 @@ impl Input {
     }
 
     /// Returns an integer; as in pydantic, `3.0` and `"3"` are integers too.
-    pub fn integer(&mut self, key: &str) -> Option<i64> {
+    pub(super) fn integer(&mut self, key: &str) -> Option<i64> {
         let value = self.get(key)?.clone();
         let (kind, message) = match &value {
             Value::Number(number) => match (number.as_i64(), number.as_f64()) {
@@ -121,7 +121,7 @@ impl Input {
     }
 
     /// Reads a field that must be a number.
-    pub fn float(&mut self, key: &str) -> Option<f64> {
+    pub(super) fn float(&mut self, key: &str) -> Option<f64> {
         let value = self.get(key)?.clone();
         let (kind, message) = match &value {
             Value::Number(number) => return number.as_f64(),
@@ -138,7 +138,7 @@ impl Input {
     }
 
     /// Returns a boolean; as in pydantic, some words and 0 and 1 are booleans too.
-    pub fn boolean(&mut self, key: &str) -> Option<bool> {
+    pub(super) fn boolean(&mut self, key: &str) -> Option<bool> {
         let value = self.get(key)?.clone();
         match &value {
             Value::Bool(truth) => return Some(*truth),
@@ -157,14 +157,14 @@ impl Input {
     }
 
     /// Records a problem unless the field is absent or a list.
-    pub fn list(&mut self, key: &str) {
+    pub(super) fn list(&mut self, key: &str) {
         if let Some(value) = self.get(key).filter(|value| !value.is_array()).cloned() {
             self.wrong(key, "list_type", "Input should be a valid list", &value);
         }
     }
 
     /// Reads a field that must be an object.
-    pub fn object(&mut self, key: &str) -> Option<Map<String, Value>> {
+    pub(super) fn object(&mut self, key: &str) -> Option<Map<String, Value>> {
         let value = self.get(key)?.clone();
         match value {
             Value::Object(map) => Some(map),
@@ -176,7 +176,7 @@ impl Input {
     }
 
     /// Records a violated rule over several fields, which pydantic reports as a value error of the body.
-    pub fn broken_rule(&mut self, message: &str, param: &str) {
+    pub(super) fn broken_rule(&mut self, message: &str, param: &str) {
         let input = summary(&self.body);
         let text = repr(&format!("Value error, {message} (parameter={param})"));
         let error = repr(&format!("{message} (parameter={param})"));

@@ -23,7 +23,7 @@ const TOKEN_BUCKETS: &[f64] = &[
 
 /// A histogram of seconds, in the buckets of vLLM's metrics.
 #[derive(Debug, Clone)]
-pub struct Histogram {
+pub(super) struct Histogram {
     pub bounds: &'static [f64],
     /// The observations of each bucket, not cumulated; the last bucket is above all bounds.
     pub counts: Vec<u64>,
@@ -32,7 +32,7 @@ pub struct Histogram {
 
 /// The histograms of latencies that vLLM reports.
 #[derive(Debug, Clone)]
-pub struct Latencies {
+pub(super) struct Latencies {
     pub time_to_first_token: Histogram,
     pub inter_token: Histogram,
     pub e2e: Histogram,
@@ -77,7 +77,7 @@ impl Default for Latencies {
 
 impl Latencies {
     /// Records the latencies that end with an event.
-    pub fn record(&mut self, event: &EngineEvent) {
+    pub(super) fn record(&mut self, event: &EngineEvent) {
         match event.kind {
             EngineEventKind::FirstToken { .. } => {
                 self.latest.insert(event.id, event.at);
@@ -102,7 +102,7 @@ impl Latencies {
     }
 
     /// Forgets a request that will not finish.
-    pub fn forget(&mut self, id: u64) {
+    pub(super) fn forget(&mut self, id: u64) {
         self.latest.remove(&id);
     }
 }

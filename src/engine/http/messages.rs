@@ -22,7 +22,7 @@ struct MessagesReplyForm {
 }
 
 /// Answers `POST /v1/messages`.
-pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["model", "messages", "max_tokens"] {
         input.require(name);
@@ -65,7 +65,7 @@ pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
 }
 
 /// Returns the number of tokens of the prompt, without generating.
-pub fn count(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) fn count(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["model", "messages"] {
         input.require(name);

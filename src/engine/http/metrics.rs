@@ -19,7 +19,7 @@ struct MetricsPage {
 }
 
 /// Answers `GET /metrics`.
-pub async fn answer(call: &EngineCall) -> Reply {
+pub(super) async fn answer(call: &EngineCall) -> Reply {
     match call.shared.faults.metrics() {
         None => page(call),
         Some(NoMetrics::Status(status)) => reply::empty(status),

@@ -7,7 +7,7 @@ use super::reply::{self, Reply};
 use super::run::EngineCall;
 
 /// Handles `GET /v1/models`: base names first, then adapters. The ids of permissions are new each time.
-pub fn list(call: &EngineCall) -> Reply {
+pub(super) fn list(call: &EngineCall) -> Reply {
     let options = &call.shared.options;
     let base = options.models.first().map_or("", String::as_str);
     let root = format!("/models/{base}");
@@ -46,12 +46,12 @@ fn card(call: &EngineCall, id: &str, root: &str, parent: Value, max_model_len: V
     })
 }
 
-pub fn version(call: &EngineCall) -> Reply {
+pub(super) fn version(call: &EngineCall) -> Reply {
     reply::ok(&json!({"version": call.shared.options.version}))
 }
 
 /// Handles `GET /load`: the requests in the engine, if the server is configured to count them.
-pub fn load(call: &EngineCall) -> Reply {
+pub(super) fn load(call: &EngineCall) -> Reply {
     let stats = call.shared.stats();
     let load = if call.shared.options.server_load { stats.running + stats.waiting } else { 0 };
     reply::ok(&json!({"server_load": load}))

@@ -14,14 +14,14 @@ use crate::engine::batch::Finish;
 use crate::engine::dice::Dice;
 
 /// The number of tokens of an answer without a requested length.
-pub const DEFAULT_TOKENS: usize = 16;
+pub(super) const DEFAULT_TOKENS: usize = 16;
 
 /// The largest depth of an example value; a schema may refer to itself, and deeper values are left out.
 const MAX_SCHEMA_DEPTH: usize = 8;
 
 /// The fields of a request that shape the answer.
 #[derive(Debug, Clone, Default)]
-pub struct SamplingOptions {
+pub(super) struct SamplingOptions {
     pub max_tokens: Option<usize>,
     pub stop: Vec<String>,
     /// The tool to call, and the schema of its arguments.
@@ -37,7 +37,7 @@ pub struct SamplingOptions {
 
 /// The part of an answer that a token belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AnswerPart {
+pub(super) enum AnswerPart {
     Reasoning,
     Text,
     Arguments,
@@ -45,7 +45,7 @@ pub enum AnswerPart {
 
 /// One token of the answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AnswerToken {
+pub(super) struct AnswerToken {
     pub part: AnswerPart,
     pub id: u32,
     /// Shorter than the token where a stop string cuts it.
@@ -54,7 +54,7 @@ pub struct AnswerToken {
 
 /// The tokens of an answer, planned before its first step.
 #[derive(Debug, Clone)]
-pub struct PlannedAnswer {
+pub(super) struct PlannedAnswer {
     pub pieces: Vec<AnswerToken>,
     pub finish: Finish,
     /// The stop string that ended the answer.
@@ -70,7 +70,7 @@ struct WordSource(Dice);
 
 impl PlannedAnswer {
     /// Plans the answer to the prompt with the hash `seed`.
-    pub fn new(sampling: &SamplingOptions, seed: u64) -> Self {
+    pub(super) fn new(sampling: &SamplingOptions, seed: u64) -> Self {
         let mut words = WordSource(Dice::new(seed));
         let structured = sampling.call.as_ref().map(|(_, schema)| schema).or(sampling.schema.as_ref());
         let length = sampling.max_tokens.unwrap_or(DEFAULT_TOKENS).max(1);
@@ -114,12 +114,12 @@ impl PlannedAnswer {
     }
 
     /// Returns the text of the first `tokens` tokens that belong to `part`.
-    pub fn text(&self, part: AnswerPart, tokens: usize) -> String {
+    pub(super) fn text(&self, part: AnswerPart, tokens: usize) -> String {
         let reported = self.pieces.iter().take(tokens);
         reported.filter(|piece| piece.part == part).map(|piece| piece.text.as_str()).collect()
     }
 
-    pub fn ids(&self, tokens: usize) -> Vec<u32> {
+    pub(super) fn ids(&self, tokens: usize) -> Vec<u32> {
         self.pieces.iter().take(tokens).map(|piece| piece.id).collect()
     }
 

@@ -135,7 +135,7 @@ async fn pooled(call: &EngineCall) -> Result<Pooled, ApiError> {
 }
 
 /// Answers `POST /v1/embeddings`.
-pub async fn embeddings(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn embeddings(call: &EngineCall) -> Result<Reply, ApiError> {
     let pooled = pooled(call).await?;
     let body = &pooled.input.body;
     let dimensions =
@@ -160,7 +160,7 @@ pub async fn embeddings(call: &EngineCall) -> Result<Reply, ApiError> {
 }
 
 /// Answers `POST /pooling`.
-pub async fn pooling(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn pooling(call: &EngineCall) -> Result<Reply, ApiError> {
     let pooled = pooled(call).await?;
     let data = pooled.texts.iter().enumerate();
     let data = data.map(|(index, text)| {
@@ -171,7 +171,7 @@ pub async fn pooling(call: &EngineCall) -> Result<Reply, ApiError> {
 }
 
 /// Answers `POST /classify`.
-pub async fn classify(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn classify(call: &EngineCall) -> Result<Reply, ApiError> {
     let pooled = pooled(call).await?;
     let data = pooled.texts.iter().enumerate().map(|(index, text)| {
         let likely = affinity(text, &[]);
@@ -182,7 +182,7 @@ pub async fn classify(call: &EngineCall) -> Result<Reply, ApiError> {
 }
 
 /// Scores one text against each of several; the fields have had several names.
-pub async fn score(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn score(call: &EngineCall) -> Result<Reply, ApiError> {
     let input = call.input()?;
     let field = |names: &[&str]| names.iter().find_map(|name| input.get(name)).cloned();
     let ones = inputs(&field(&["queries", "data_1", "text_1"]).unwrap_or_default());
@@ -203,7 +203,7 @@ pub async fn score(call: &EngineCall) -> Result<Reply, ApiError> {
 }
 
 /// Answers the routes of reranking.
-pub async fn rerank(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn rerank(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     for name in ["query", "documents"] {
         input.require(name);

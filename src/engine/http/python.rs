@@ -6,7 +6,7 @@
 const MAX_DEPTH: usize = 512;
 
 /// Returns the first error of `json.loads` with its position in characters; `None` where Python finds none.
-pub fn json_error(text: &str) -> Option<(usize, &'static str)> {
+pub(super) fn json_error(text: &str) -> Option<(usize, &'static str)> {
     let chars: Vec<char> = text.chars().collect();
     let mut scanner = PythonScanner { chars: &chars, at: 0 };
     scanner.space();
@@ -174,7 +174,7 @@ impl PythonScanner<'_> {
 }
 
 /// Formats a string as `repr` does.
-pub fn repr(text: &str) -> String {
+pub(super) fn repr(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut written = String::from(quote);
     for c in text.chars() {

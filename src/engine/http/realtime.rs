@@ -32,7 +32,7 @@ const PING: u8 = 9;
 const PONG: u8 = 10;
 
 /// Accepts the upgrade; the conversation continues in a task of its own.
-pub fn open(call: &EngineCall, upgrade: OnUpgrade, busy: Arc<BusyGuard>) -> Result<Reply, ApiError> {
+pub(super) fn open(call: &EngineCall, upgrade: OnUpgrade, busy: Arc<BusyGuard>) -> Result<Reply, ApiError> {
     let Some(key) = call.header("sec-websocket-key") else {
         return Err(ApiError::bad_request("Missing Sec-WebSocket-Key header"));
     };

@@ -68,7 +68,7 @@ pub struct RecordedGeneration {
 
 /// A bounded queue of the latest entries.
 #[derive(Debug)]
-pub struct Ring<T>(Mutex<VecDeque<T>>);
+pub(super) struct Ring<T>(Mutex<VecDeque<T>>);
 
 // === impl Recorded ===
 
@@ -123,7 +123,7 @@ impl<T> Default for Ring<T> {
 
 impl<T: Clone> Ring<T> {
     /// Appends a record; the oldest one goes where the log is full.
-    pub fn push(&self, recorded: T) {
+    pub(super) fn push(&self, recorded: T) {
         let mut ring = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if ring.len() == MAX_RECORDS {
             ring.pop_front();
@@ -132,7 +132,7 @@ impl<T: Clone> Ring<T> {
     }
 
     /// Returns all entries, oldest first.
-    pub fn all(&self) -> Vec<T> {
+    pub(super) fn all(&self) -> Vec<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }

@@ -22,7 +22,7 @@ struct RenderedMessage {
 }
 
 /// Renders an OpenAI chat request.
-pub fn chat(body: &Value) -> Vec<u32> {
+pub(super) fn chat(body: &Value) -> Vec<u32> {
     let mut turns = Vec::new();
     for message in body["messages"].as_array().into_iter().flatten() {
         turns.push(openai_turn(message));
@@ -32,7 +32,7 @@ pub fn chat(body: &Value) -> Vec<u32> {
 }
 
 /// Renders an Anthropic request.
-pub fn messages(body: &Value) -> Vec<u32> {
+pub(super) fn messages(body: &Value) -> Vec<u32> {
     let mut turns = Vec::new();
     let system = system_text(&body["system"]);
     if !system.is_empty() {
@@ -101,7 +101,7 @@ fn system_text(content: &Value) -> String {
 }
 
 /// Renders a Responses request that continues `before`, the turns of an earlier answer.
-pub fn responses(body: &Value, before: &[Value]) -> Vec<u32> {
+pub(super) fn responses(body: &Value, before: &[Value]) -> Vec<u32> {
     let mut turns = Vec::new();
     if let Some(instructions) = body["instructions"].as_str() {
         turns.push(RenderedMessage { role: "system".to_owned(), text: instructions.to_owned() });

@@ -17,36 +17,41 @@ use super::clock;
 use super::connection_state::BusyGuard;
 
 /// An answer of the engine.
-pub type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
+pub(super) type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
 /// A body that keeps its connection marked busy until the last byte was sent.
-pub struct Tracked {
+pub(super) struct Tracked {
     pub body: UnsyncBoxBody<Bytes, io::Error>,
     pub _busy: Arc<BusyGuard>,
 }
 
 /// An answer with a JSON body.
-pub fn json(status: u16, value: &Value) -> Reply {
+pub(super) fn json(status: u16, value: &Value) -> Reply {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     with(status, &[], Some("application/json"), Bytes::from(value.to_string()))
 }
 
-pub fn ok(value: &Value) -> Reply {
+pub(super) fn ok(value: &Value) -> Reply {
     json(200, value)
 }
 
 /// Returns an answer without a body, as for `/health`.
-pub fn empty(status: u16) -> Reply {
+pub(super) fn empty(status: u16) -> Reply {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     with(status, &[], None, Bytes::new())
 }
 
-pub fn text(content_type: &'static str, text: String) -> Reply {
+pub(super) fn text(content_type: &'static str, text: String) -> Reply {
     with(StatusCode::OK, &[], Some(content_type), Bytes::from(text))
 }
 
 /// Returns a whole answer; `first` are the headers before the length.
-pub fn with(status: StatusCode, first: &[(&'static str, &str)], kind: Option<&str>, body: Bytes) -> Reply {
+pub(super) fn with(
+    status: StatusCode,
+    first: &[(&'static str, &str)],
+    kind: Option<&str>,
+    body: Bytes,
+) -> Reply {
     let length = body.len();
     let mut reply = Response::new(boxed(body));
     *reply.status_mut() = status;
@@ -65,7 +70,7 @@ pub fn with(status: StatusCode, first: &[(&'static str, &str)], kind: Option<&st
 }
 
 /// Returns Starlette's redirect of a path that differs by a slash.
-pub fn redirect(location: &str) -> Reply {
+pub(super) fn redirect(location: &str) -> Reply {
     let mut reply = empty(307);
     if let Ok(location) = HeaderValue::from_str(location) {
         reply.headers_mut().insert(header::LOCATION, location);
@@ -74,7 +79,7 @@ pub fn redirect(location: &str) -> Reply {
 }
 
 /// Returns a stream of events, sent in chunks since its length is unknown.
-pub fn events(body: UnsyncBoxBody<Bytes, io::Error>) -> Reply {
+pub(super) fn events(body: UnsyncBoxBody<Bytes, io::Error>) -> Reply {
     let mut reply = Response::new(body);
     let headers = reply.headers_mut();
     begin(headers);
@@ -89,7 +94,7 @@ fn begin(headers: &mut http::HeaderMap) {
     headers.insert(header::SERVER, HeaderValue::from_static("uvicorn"));
 }
 
-pub fn boxed(body: Bytes) -> UnsyncBoxBody<Bytes, io::Error> {
+pub(super) fn boxed(body: Bytes) -> UnsyncBoxBody<Bytes, io::Error> {
     Full::new(body).map_err(|never: Infallible| match never {}).boxed_unsync()
 }
 

@@ -14,7 +14,7 @@ use super::store::StoredAnswer;
 use super::stream;
 
 /// Answers `POST /v1/responses`.
-pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     input.require("input");
     let mut request = GenerationRequest::read(&mut input, &["max_output_tokens"]);
@@ -59,7 +59,7 @@ pub async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
 }
 
 /// Answers `GET /v1/responses/{id}`.
-pub fn get(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) fn get(call: &EngineCall) -> Result<Reply, ApiError> {
     let id = id_of(call);
     let kept = call.shared.store.get(id).ok_or_else(|| unknown(id))?;
     if call.query("stream") != Some("true") {
@@ -72,7 +72,7 @@ pub fn get(call: &EngineCall) -> Result<Reply, ApiError> {
 }
 
 /// Cancels a background response that is not done; others cannot be cancelled.
-pub fn cancel(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) fn cancel(call: &EngineCall) -> Result<Reply, ApiError> {
     let id = id_of(call);
     let kept = call.shared.store.get(id).ok_or_else(|| unknown(id))?;
     let Some(task) =

@@ -11,7 +11,7 @@ use crate::engine::batch::Finish;
 
 /// The parts of a response that follow from its request.
 #[derive(Debug, Clone)]
-pub struct ResponsesReplyForm {
+pub(super) struct ResponsesReplyForm {
     pub id: String,
     model: String,
     created: u64,
@@ -30,7 +30,7 @@ pub struct ResponsesReplyForm {
 
 /// The progress of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ResponseProgress {
+pub(super) enum ResponseProgress {
     Queued,
     Running,
     Ended { reported: usize, cached: usize, aborted: bool },
@@ -40,7 +40,7 @@ pub enum ResponseProgress {
 
 impl ResponsesReplyForm {
     /// `keeps` are the turns before this request, if the response is to be stored.
-    pub fn new(
+    pub(super) fn new(
         call: &EngineCall,
         input: Input,
         model: String,
@@ -76,7 +76,7 @@ impl ResponsesReplyForm {
     }
 
     /// Stores the response, with the conversation that a later request may continue.
-    pub fn store(&self, store: &StoredAnswers, response: &Value) {
+    pub(super) fn store(&self, store: &StoredAnswers, response: &Value) {
         let Some(before) = &self.keeps else { return };
         let mut turns = before.clone();
         turns.extend(response["output"].as_array().into_iter().flatten().cloned());
@@ -84,7 +84,7 @@ impl ResponsesReplyForm {
     }
 
     /// The response object at this point of its progress.
-    pub fn response(&self, progress: ResponseProgress) -> Value {
+    pub(super) fn response(&self, progress: ResponseProgress) -> Value {
         let request = &self.request;
         let or = |key: &str, default: Value| match &request[key] {
             Value::Null => default,
@@ -180,7 +180,7 @@ impl ResponsesReplyForm {
     }
 
     /// Returns a finished item.
-    pub fn item(&self, part: AnswerPart, text: &str) -> Value {
+    pub(super) fn item(&self, part: AnswerPart, text: &str) -> Value {
         let id = self.item_id(part);
         match part {
             AnswerPart::Reasoning => json!({
@@ -204,7 +204,7 @@ impl ResponsesReplyForm {
     }
 
     /// The output item of a function call.
-    pub fn call_item(&self, arguments: &str, status: &str) -> Value {
+    pub(super) fn call_item(&self, arguments: &str, status: &str) -> Value {
         json!({
             "arguments": arguments,
             "call_id": format!("call_{}", self.random),
@@ -216,7 +216,7 @@ impl ResponsesReplyForm {
     }
 
     /// The id of the output item of a part.
-    pub fn item_id(&self, part: AnswerPart) -> String {
+    pub(super) fn item_id(&self, part: AnswerPart) -> String {
         let kind = match part {
             AnswerPart::Reasoning => "rs",
             AnswerPart::Text => "msg",

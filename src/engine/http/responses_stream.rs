@@ -12,7 +12,7 @@ use super::shared::EngineShared;
 use super::stream::{EventWriter, ReplyEvents};
 
 /// Writes the events of a streamed response.
-pub struct ResponseWriter {
+pub(super) struct ResponseWriter {
     form: ResponsesReplyForm,
     shared: Arc<EngineShared>,
     /// The number of the next event.
@@ -27,7 +27,7 @@ pub struct ResponseWriter {
 }
 
 impl ResponseWriter {
-    pub fn new(form: ResponsesReplyForm, shared: Arc<EngineShared>) -> Self {
+    pub(super) fn new(form: ResponsesReplyForm, shared: Arc<EngineShared>) -> Self {
         Self { form, shared, sequence: 0, open: None, index: 0, reported: 0, cached: 0, aborted: false }
     }
 

@@ -150,7 +150,7 @@ fn find(path: &str, options: &Options) -> Option<&'static EngineRouteRow> {
 }
 
 /// Answers one request; an error closes the connection.
-pub async fn answer(
+pub(super) async fn answer(
     shared: Arc<EngineShared>,
     busy: BusyGuard,
     request: Request<Incoming>,

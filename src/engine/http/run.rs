@@ -22,7 +22,7 @@ use crate::engine::batch::{EngineRequest, Finish};
 const MAX_CHOICES: i64 = 16_384;
 
 /// One HTTP request in a handler.
-pub struct EngineCall {
+pub(super) struct EngineCall {
     pub shared: Arc<EngineShared>,
     pub connection: Arc<ConnectionState>,
     pub method: Method,
@@ -36,7 +36,7 @@ pub struct EngineCall {
 
 /// A request for a generation, independent of the API.
 #[derive(Debug, Default)]
-pub struct GenerationRequest {
+pub(super) struct GenerationRequest {
     pub prompt: Vec<u32>,
     /// Whether the prompt came as token ids, whose number is known exactly.
     pub exact: bool,
@@ -49,13 +49,13 @@ pub struct GenerationRequest {
 }
 
 /// A request with its planned answers.
-pub struct PreparedGeneration {
+pub(super) struct PreparedGeneration {
     pub prompt: Vec<u32>,
     pub answers: Vec<PlannedAnswer>,
 }
 
 /// A request in the engine, with its planned answers.
-pub struct Job {
+pub(super) struct Job {
     pub prompt: Vec<u32>,
     pub answers: Vec<PlannedAnswer>,
     pub generation: Generation,
@@ -64,22 +64,22 @@ pub struct Job {
 // === impl EngineCall ===
 
 impl EngineCall {
-    pub fn input(&self) -> Result<Input, ApiError> {
+    pub(super) fn input(&self) -> Result<Input, ApiError> {
         Input::parse(&self.headers, &self.body)
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(super) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
     /// Returns a value of the query string, without decoding it.
-    pub fn query(&self, key: &str) -> Option<&str> {
+    pub(super) fn query(&self, key: &str) -> Option<&str> {
         let pairs = self.uri.query()?.split('&');
         pairs.filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == key).map(|(_, value)| value)
     }
 
     /// Returns the name of the requested model in answers, and the adapter that it selects.
-    pub fn model(&self, model: Option<&str>) -> Result<(String, Option<String>), ApiError> {
+    pub(super) fn model(&self, model: Option<&str>) -> Result<(String, Option<String>), ApiError> {
         let options = &self.shared.options;
         match options.resolve(model) {
             Some(served) => Ok((served.name.to_owned(), served.lora.map(str::to_owned))),
@@ -88,27 +88,27 @@ impl EngineCall {
     }
 
     /// Returns `prefix-<id>`: by the client's header, else its field, else a new id.
-    pub fn id(&self, prefix: &str, input: &Input) -> String {
+    pub(super) fn id(&self, prefix: &str, input: &Input) -> String {
         let wanted = self.header("x-request-id").or(input.body["request_id"].as_str());
         let id = wanted.map_or_else(|| self.shared.random_hex(), str::to_owned);
         format!("{prefix}-{id}")
     }
 
     /// The `system_fingerprint` of chat and completions.
-    pub fn fingerprint(&self) -> String {
+    pub(super) fn fingerprint(&self) -> String {
         let model = self.shared.options.models.first().map_or("", String::as_str);
         format!("vllm-{}-{:08x}", self.shared.options.version, xxh3_64(model.as_bytes()) as u32)
     }
 
     /// Submits the request to the engine.
-    pub fn start(&self, request: GenerationRequest, lora: Option<&str>) -> Result<Job, ApiError> {
+    pub(super) fn start(&self, request: GenerationRequest, lora: Option<&str>) -> Result<Job, ApiError> {
         let (prepared, requests) = self.prepare(request, lora)?;
         let generation = self.begin(requests)?;
         Ok(Job { prompt: prepared.prompt, answers: prepared.answers, generation })
     }
 
     /// Plans the answers, from the prompt and the adapter alone, and the work of the engine for them.
-    pub fn prepare(
+    pub(super) fn prepare(
         &self,
         request: GenerationRequest,
         lora: Option<&str>,
@@ -149,7 +149,7 @@ impl EngineCall {
     }
 
     /// Runs prompts through the engine without generating anything.
-    pub fn prefill(&self, prompts: &[Vec<u32>], lora: Option<&str>) -> Result<Generation, ApiError> {
+    pub(super) fn prefill(&self, prompts: &[Vec<u32>], lora: Option<&str>) -> Result<Generation, ApiError> {
         let space = lora.map_or(0, |lora| xxh3_64(lora.as_bytes()));
         let requests = prompts.iter().map(|prompt| EngineRequest {
             id: 0,
@@ -163,7 +163,7 @@ impl EngineCall {
     }
 
     /// Starts prepared requests as the choices of one generation.
-    pub fn begin(&self, requests: Vec<EngineRequest>) -> Result<Generation, ApiError> {
+    pub(super) fn begin(&self, requests: Vec<EngineRequest>) -> Result<Generation, ApiError> {
         let driver = &self.shared.driver;
         if self.fault == Some(InjectedFault::AbortEmpty) {
             return Ok(driver.aborted(requests.len()));
@@ -198,7 +198,7 @@ fn check_length(request: &GenerationRequest, max_model_len: usize) -> Result<(),
 impl GenerationRequest {
     /// Reads the sampling fields that OpenAI's APIs share. `limits` are the fields that may limit the
     /// output; the first one present counts.
-    pub fn read(input: &mut Input, limits: &[&'static str]) -> Self {
+    pub(super) fn read(input: &mut Input, limits: &[&'static str]) -> Self {
         let mut request = Self { n: 1, use_cache: true, ..Self::default() };
         for name in limits {
             let value = input.integer(name);
@@ -220,7 +220,7 @@ impl GenerationRequest {
     }
 
     /// Checks the rules of vLLM's sampling parameters, after the model's name.
-    pub fn check(&self, input: &mut Input) -> Result<(), ApiError> {
+    pub(super) fn check(&self, input: &mut Input) -> Result<(), ApiError> {
         if let Some(value) = input.float("temperature") {
             let shown = python_float(value);
             if value < 0.0 {
@@ -258,7 +258,7 @@ fn python_float(value: f64) -> String {
 }
 
 /// Returns vLLM's name for the end of a choice.
-pub fn finish_reason(finish: Finish) -> &'static str {
+pub(super) fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",
         Finish::Length => "length",
@@ -271,7 +271,7 @@ pub fn logprob(id: u32) -> f64 {
 }
 
 /// Returns token, log probability and bytes, in the form of chats.
-pub fn chat_logprob(id: u32, top: usize) -> Value {
+pub(super) fn chat_logprob(id: u32, top: usize) -> Value {
     let entry = |id: u32, logprob: f64| {
         let bytes = token::bytes_of(id);
         json!({"token": String::from_utf8_lossy(&bytes), "logprob": logprob, "bytes": bytes})

@@ -28,13 +28,13 @@ const REBIND_PAUSE: Duration = Duration::from_millis(5);
 
 /// The address of the server.
 #[derive(Debug, Clone)]
-pub enum EngineAddress {
+pub(super) enum EngineAddress {
     Tcp(SocketAddr),
     Unix(PathBuf),
 }
 
 /// A socket that the engine listens on.
-pub enum EngineListener {
+pub(super) enum EngineListener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
@@ -125,12 +125,12 @@ impl EngineListener {
 }
 
 /// Removes the file of a unix socket, if any.
-pub fn remove_socket(path: &PathBuf) {
+pub(super) fn remove_socket(path: &PathBuf) {
     let _ = std::fs::remove_file(path);
 }
 
 /// Builds a TLS acceptor for HTTP/1.1, as for `--ssl-certfile` and `--ssl-keyfile`.
-pub fn tls(cert_pem: &str, key_pem: &str) -> io::Result<TlsAcceptor> {
+pub(super) fn tls(cert_pem: &str, key_pem: &str) -> io::Result<TlsAcceptor> {
     let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidInput, error);
     let chain = CertificateDer::pem_slice_iter(cert_pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
@@ -147,7 +147,7 @@ pub fn tls(cert_pem: &str, key_pem: &str) -> io::Result<TlsAcceptor> {
 }
 
 /// Accepts connections while `Control::listening` is set, until dropped.
-pub async fn run(
+pub(super) async fn run(
     listener: EngineListener,
     address: EngineAddress,
     acceptor: Option<TlsAcceptor>,

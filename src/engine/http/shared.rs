@@ -16,7 +16,7 @@ use super::store::StoredAnswers;
 use super::traffic::Traffic;
 
 /// What all connections of one engine share.
-pub struct EngineShared {
+pub(super) struct EngineShared {
     pub options: Options,
     pub driver: Arc<Driver>,
     pub faults: Faults,
@@ -47,7 +47,7 @@ pub struct EngineShared {
 }
 
 impl EngineShared {
-    pub fn new(options: Options) -> Self {
+    pub(super) fn new(options: Options) -> Self {
         let driver = Arc::new(Driver::new(options.limits(), options.timing));
         Self {
             options,
@@ -75,23 +75,23 @@ impl EngineShared {
     }
 
     /// Returns the start of the simulated process, in seconds since 1970.
-    pub fn started(&self) -> f64 {
+    pub(super) fn started(&self) -> f64 {
         *self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns sixteen hex digits that have not been used before.
-    pub fn random_hex(&self) -> String {
+    pub(super) fn random_hex(&self) -> String {
         let next = self.ids.fetch_add(1, Ordering::Relaxed);
         let clock = self.started().to_bits() ^ self.options.seed;
         format!("{:016x}", xxh3_64_with_seed(&next.to_le_bytes(), clock))
     }
 
-    pub fn silence(&self) -> u64 {
+    pub(super) fn silence(&self) -> u64 {
         self.silences.load(Ordering::SeqCst)
     }
 
     /// The counts that `/sim/stats` answers.
-    pub fn stats(&self) -> Stats {
+    pub(super) fn stats(&self) -> Stats {
         let gauges = self.driver.gauges();
         let counters = gauges.counters;
         Stats {
@@ -115,7 +115,7 @@ impl EngineShared {
     }
 
     /// Records a received request; `poll`: it is a probe or a scrape.
-    pub fn record(&self, recorded: Recorded, poll: bool) {
+    pub(super) fn record(&self, recorded: Recorded, poll: bool) {
         if poll {
             self.polled.fetch_add(1, Ordering::SeqCst);
             self.polls.push(recorded);
@@ -126,7 +126,7 @@ impl EngineShared {
     }
 
     /// Counts a connection as used, unless it has carried only polls.
-    pub fn carries(&self, connection: &ConnectionState, poll: bool) {
+    pub(super) fn carries(&self, connection: &ConnectionState, poll: bool) {
         match connection.carries(poll) {
             ConnectionUse::BecamePoller => drop(self.used.fetch_sub(1, Ordering::SeqCst)),
             ConnectionUse::BecameUsed => drop(self.used.fetch_add(1, Ordering::SeqCst)),
@@ -135,7 +135,7 @@ impl EngineShared {
     }
 
     /// Sets or clears the fault; returns when the listener has followed.
-    pub async fn set_fault(&self, fault: Option<InjectedFault>, requests: Option<u64>) {
+    pub(super) async fn set_fault(&self, fault: Option<InjectedFault>, requests: Option<u64>) {
         let closed = matches!(fault, Some(InjectedFault::Refuse | InjectedFault::Silent));
         let close_idle = closed || fault == Some(InjectedFault::CloseIdle);
         let factor = if let Some(InjectedFault::Slow { factor }) = fault { factor } else { 1.0 };
@@ -157,13 +157,13 @@ impl EngineShared {
     }
 
     /// Returns the reference that a connection holds to its process.
-    pub fn process(&self) -> Arc<()> {
+    pub(super) fn process(&self) -> Arc<()> {
         Arc::clone(&self.process.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Simulates a new process on the same address: no requests, an empty cache, all connections closed.
     /// Returns a reference that is valid until the last connection of the old process has ended.
-    pub fn restart(&self) -> Weak<()> {
+    pub(super) fn restart(&self) -> Weak<()> {
         let old = std::mem::take(&mut *self.process.lock().unwrap_or_else(PoisonError::into_inner));
         self.driver.restart();
         self.store.clear();

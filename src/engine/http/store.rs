@@ -13,7 +13,7 @@ const MAX_STORED_ANSWERS: usize = 1_000;
 
 /// A stored answer, and the conversation up to and including it.
 #[derive(Debug, Clone)]
-pub struct StoredAnswer {
+pub(super) struct StoredAnswer {
     pub response: Value,
     pub turns: Vec<Value>,
     /// The task of a response in the background.
@@ -24,7 +24,7 @@ pub struct StoredAnswer {
 
 /// The stored responses of an engine.
 #[derive(Debug, Default)]
-pub struct StoredAnswers(Mutex<StoreInner>);
+pub(super) struct StoredAnswers(Mutex<StoreInner>);
 
 #[derive(Debug, Default)]
 struct StoreInner {
@@ -34,7 +34,7 @@ struct StoreInner {
 
 impl StoredAnswers {
     /// Stores an answer or replaces it; the events stay.
-    pub fn put(&self, id: String, mut kept: StoredAnswer) {
+    pub(super) fn put(&self, id: String, mut kept: StoredAnswer) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.log = kept.log.or_else(|| inner.kept.get(&id)?.log.clone());
         if inner.kept.insert(id.clone(), kept).is_none() {
@@ -48,7 +48,7 @@ impl StoredAnswers {
     }
 
     /// Sets the task that generates a background response.
-    pub fn attach(&self, id: &str, task: AbortHandle) {
+    pub(super) fn attach(&self, id: &str, task: AbortHandle) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = inner.kept.get_mut(id) {
             kept.task = Some(task);
@@ -56,19 +56,19 @@ impl StoredAnswers {
     }
 
     /// Attaches the log of events to a stored response.
-    pub fn attach_log(&self, id: &str, log: Option<Arc<EventLog>>) {
+    pub(super) fn attach_log(&self, id: &str, log: Option<Arc<EventLog>>) {
         let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept) = inner.kept.get_mut(id) {
             kept.log = log;
         }
     }
 
-    pub fn get(&self, id: &str) -> Option<StoredAnswer> {
+    pub(super) fn get(&self, id: &str) -> Option<StoredAnswer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).kept.get(id).cloned()
     }
 
     /// Removes all responses and cancels their tasks.
-    pub fn clear(&self) {
+    pub(super) fn clear(&self) {
         let old = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
         for task in old.kept.into_values().filter_map(|kept| kept.task) {
             task.abort();

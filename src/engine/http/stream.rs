@@ -26,7 +26,7 @@ use super::shared::EngineShared;
 const CUT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Turns steps of the engine into events of one API.
-pub trait EventWriter: Send + 'static {
+pub(super) trait EventWriter: Send + 'static {
     /// Writes the events that come before the first step of the engine.
     fn open(&mut self, _events: &mut ReplyEvents) {}
     fn write(&mut self, step: Step, events: &mut ReplyEvents);
@@ -36,7 +36,7 @@ pub trait EventWriter: Send + 'static {
 
 /// Events ready to be sent.
 #[derive(Debug, Default)]
-pub struct ReplyEvents(VecDeque<Bytes>);
+pub(super) struct ReplyEvents(VecDeque<Bytes>);
 
 struct EventStream {
     generation: Generation,
@@ -53,25 +53,25 @@ struct EventStream {
 // === impl ReplyEvents ===
 
 impl ReplyEvents {
-    pub fn data(&mut self, value: &Value) {
+    pub(super) fn data(&mut self, value: &Value) {
         self.0.push_back(Bytes::from(format!("data: {value}\n\n")));
     }
 
-    pub fn event(&mut self, name: &str, value: &Value) {
+    pub(super) fn event(&mut self, name: &str, value: &Value) {
         self.0.push_back(Bytes::from(format!("event: {name}\ndata: {value}\n\n")));
     }
 
-    pub fn take(&mut self) -> impl Iterator<Item = Bytes> {
+    pub(super) fn take(&mut self) -> impl Iterator<Item = Bytes> {
         self.0.drain(..)
     }
 
-    pub fn done(&mut self) {
+    pub(super) fn done(&mut self) {
         self.0.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
     }
 }
 
 /// Returns the streamed answer of a generation.
-pub fn answer(call: &EngineCall, generation: Generation, writer: impl EventWriter) -> Reply {
+pub(super) fn answer(call: &EngineCall, generation: Generation, writer: impl EventWriter) -> Reply {
     let mut stream = EventStream {
         generation,
         writer: Box::new(writer),

@@ -10,9 +10,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::engine::cache::BlockHash;
 
 /// The marker that opens a message of the chat template.
-pub const START_MARKER: u32 = 1;
+pub(super) const START_MARKER: u32 = 1;
 /// The marker that closes a message of the chat template.
-pub const END_MARKER: u32 = 2;
+pub(super) const END_MARKER: u32 = 2;
 
 /// The first id with text; each group below has tokens of one length.
 const FIRST_TEXT: u32 = 16;
@@ -55,19 +55,19 @@ fn id_of(piece: &[u8]) -> u32 {
 }
 
 /// Appends the token ids of `text` to `ids`.
-pub fn encode_into(text: &str, ids: &mut Vec<u32>) {
+pub(super) fn encode_into(text: &str, ids: &mut Vec<u32>) {
     ids.extend(pieces(text).map(id_of));
 }
 
 /// Returns the token ids of `text`.
-pub fn encode(text: &str) -> Vec<u32> {
+pub(super) fn encode(text: &str) -> Vec<u32> {
     let mut ids = Vec::with_capacity(text.len() / 3);
     encode_into(text, &mut ids);
     ids
 }
 
 /// Returns the bytes of one token; for an id that the tokenizer never returns, a word that shows the id.
-pub fn bytes_of(id: u32) -> Vec<u8> {
+pub(super) fn bytes_of(id: u32) -> Vec<u8> {
     match id {
         START_MARKER => b"<|im_start|>".to_vec(),
         END_MARKER => b"<|im_end|>".to_vec(),
@@ -84,18 +84,18 @@ pub fn bytes_of(id: u32) -> Vec<u8> {
 }
 
 /// Returns the text of `ids`; a cut character becomes U+FFFD, as with a real tokenizer.
-pub fn decode(ids: &[u32]) -> String {
+pub(super) fn decode(ids: &[u32]) -> String {
     let bytes: Vec<u8> = ids.iter().flat_map(|&id| bytes_of(id)).collect();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Returns the token as in a vocabulary: byte pair encoders write `Ġ` for a space.
-pub fn written(id: u32) -> String {
+pub(super) fn written(id: u32) -> String {
     String::from_utf8_lossy(&bytes_of(id)).replace(' ', "Ġ").replace('\n', "Ċ")
 }
 
 /// Returns the chained hashes of the full blocks of `ids`. `seed` separates adapters and cache salts.
-pub fn chain(ids: &[u32], block_size: usize, seed: u64) -> Vec<BlockHash> {
+pub(super) fn chain(ids: &[u32], block_size: usize, seed: u64) -> Vec<BlockHash> {
     let mut parent = seed;
     let mut bytes = Vec::with_capacity(block_size * 4);
     ids.chunks_exact(block_size)

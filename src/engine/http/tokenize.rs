@@ -10,7 +10,7 @@ use super::run::EngineCall;
 use super::token;
 
 /// Returns the tokens of a text, or of a chat as its template renders it.
-pub fn tokenize(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) fn tokenize(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     if input.get("messages").is_none() {
         input.require("prompt");
@@ -33,7 +33,7 @@ pub fn tokenize(call: &EngineCall) -> Result<Reply, ApiError> {
 }
 
 /// Answers `POST /detokenize`.
-pub fn detokenize(call: &EngineCall) -> Result<Reply, ApiError> {
+pub(super) fn detokenize(call: &EngineCall) -> Result<Reply, ApiError> {
     let mut input = call.input()?;
     input.require("tokens");
     input.list("tokens");

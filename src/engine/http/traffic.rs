@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Route, method, class of status (`2xx`).
-pub type TrafficKey = (&'static str, String, &'static str);
+pub(super) type TrafficKey = (&'static str, String, &'static str);
 
 /// Counts of requests by route, method and status.
 #[derive(Debug, Default)]
-pub struct Traffic(Mutex<BTreeMap<TrafficKey, u64>>);
+pub(super) struct Traffic(Mutex<BTreeMap<TrafficKey, u64>>);
 
 impl Traffic {
     /// Counts a request; `route` is the pattern of the route, so that the number of keys is bounded.
-    pub fn count(&self, route: &'static str, method: &str, status: u16) {
+    pub(super) fn count(&self, route: &'static str, method: &str, status: u16) {
         let class = match status {
             100..200 => "1xx",
             200..300 => "2xx",
@@ -26,11 +26,11 @@ impl Traffic {
         *counts.entry((route, method.to_owned(), class)).or_default() += 1;
     }
 
-    pub fn all(&self) -> BTreeMap<TrafficKey, u64> {
+    pub(super) fn all(&self) -> BTreeMap<TrafficKey, u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub fn clear(&self) {
+    pub(super) fn clear(&self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 /// The token counts of an answer.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct AnswerUsage {
+pub(super) struct AnswerUsage {
     pub prompt: usize,
     pub completion: usize,
     /// `None` when the server does not report cached tokens.
@@ -13,7 +13,7 @@ pub struct AnswerUsage {
 
 impl AnswerUsage {
     /// Returns the usage of a whole answer; `created` is the API's value for newly cached tokens.
-    pub fn whole(&self, created: Value) -> Value {
+    pub(super) fn whole(&self, created: Value) -> Value {
         let details = self.cached.map(|cached| {
             json!({"cached_tokens": cached, "created_cache_tokens": created, "multimodal_tokens": null})
         });
@@ -24,7 +24,7 @@ impl AnswerUsage {
     }
 
     /// Returns the usage in the last chunk of a stream of chat or, without created tokens, of completions.
-    pub fn last(&self, created: bool) -> Value {
+    pub(super) fn last(&self, created: bool) -> Value {
         let details = self.cached.map(|cached| {
             if created {
                 json!({"cached_tokens": cached, "created_cache_tokens": 0})
@@ -38,7 +38,7 @@ impl AnswerUsage {
     }
 
     /// The `usage` object of chat and completions.
-    pub fn counts(&self) -> Value {
+    pub(super) fn counts(&self) -> Value {
         json!({
             "prompt_tokens": self.prompt,
             "total_tokens": self.prompt + self.completion,
@@ -47,7 +47,7 @@ impl AnswerUsage {
     }
 
     /// Returns the usage in every chunk of a stream with `continuous_usage_stats`.
-    pub fn running(&self) -> Value {
+    pub(super) fn running(&self) -> Value {
         let mut usage = self.counts();
         usage["completion_tokens_details"] = Value::Null;
         usage

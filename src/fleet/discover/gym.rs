@@ -25,13 +25,13 @@ use crate::config::url;
 use crate::config::values::{plain, secret};
 
 /// The path of the document.
-pub const PATH: &str = "/get_inner_vllm_config";
+pub(super) const PATH: &str = "/get_inner_vllm_config";
 
 /// The largest number of engines that one source may list.
 const MAX_ENGINES: usize = 1024;
 
 /// Parses the document, or returns what is wrong with it.
-pub fn parse(body: &[u8]) -> Result<DiscoveredServers, String> {
+pub(super) fn parse(body: &[u8]) -> Result<DiscoveredServers, String> {
     let answer: Map<String, Value> =
         serde_json::from_slice(body).map_err(|error| format!("is no JSON object: {error}"))?;
     let urls = match answer.get("base_url") {

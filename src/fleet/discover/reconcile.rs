@@ -26,14 +26,14 @@ const MAX_RELEASE_WAIT: Duration = Duration::from_secs(30);
 
 /// An upstream that is in the fleet.
 #[derive(Clone, Copy)]
-pub struct PresentUpstream<'a> {
+pub(super) struct PresentUpstream<'a> {
     pub config: &'a UpstreamConfig,
     pub removing: bool,
     pub ready: bool,
 }
 
 /// The fleet, and the lists of the sources.
-pub struct FleetView<'a> {
+pub(super) struct FleetView<'a> {
     /// The upstreams of all sources, one for each engine.
     pub listed: &'a [UpstreamConfig],
     pub present: &'a [PresentUpstream<'a>],
@@ -57,7 +57,7 @@ enum Ownership {
 
 /// The owners of all listed engines, and the upstreams that wait for their release.
 #[derive(Default)]
-pub struct Ownerships {
+pub(super) struct Ownerships {
     /// The owners by the URLs of the engines.
     known: BTreeMap<UpstreamUrl, Ownership>,
     /// The names of discovered upstreams that are no longer listed, and since when.
@@ -110,7 +110,7 @@ impl<'a> FleetIndex<'a> {
 
 impl Ownerships {
     /// Returns the changes, in the order to apply them.
-    pub fn reconcile(&mut self, now: &FleetView<'_>) -> Vec<FleetChange> {
+    pub(super) fn reconcile(&mut self, now: &FleetView<'_>) -> Vec<FleetChange> {
         let index = FleetIndex::new(now);
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.known);
@@ -128,12 +128,12 @@ impl Ownerships {
     }
 
     /// Marks an upstream that could not be added; the next round tries again.
-    pub fn mark_unusable(&mut self, url: &UpstreamUrl) {
+    pub(super) fn mark_unusable(&mut self, url: &UpstreamUrl) {
         self.known.insert(url.clone(), Ownership::Unusable);
     }
 
     /// Returns when the next round is due although nothing has changed.
-    pub fn due(&self) -> Option<Instant> {
+    pub(super) fn due(&self) -> Option<Instant> {
         self.releasing.values().min().map(|since| *since + MAX_RELEASE_WAIT)
     }
 

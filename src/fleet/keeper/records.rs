@@ -24,27 +24,27 @@ pub(super) struct UpstreamRecords {
 
 impl UpstreamRecords {
     /// Returns the records of the fleet.
-    pub fn present(&self) -> &[UpstreamRecord] {
+    pub(super) fn present(&self) -> &[UpstreamRecord] {
         &self.present
     }
 
     /// Returns the records of upstreams that have left the fleet.
-    pub fn departed(&self) -> &[UpstreamRecord] {
+    pub(super) fn departed(&self) -> &[UpstreamRecord] {
         &self.departed
     }
 
     /// Returns all records.
-    pub fn all(&mut self) -> impl Iterator<Item = &mut UpstreamRecord> {
+    pub(super) fn all(&mut self) -> impl Iterator<Item = &mut UpstreamRecord> {
         self.present.iter_mut().chain(&mut self.departed)
     }
 
     /// Returns the record of an upstream of the fleet.
-    pub fn find(&mut self, id: usize) -> Option<&mut UpstreamRecord> {
+    pub(super) fn find(&mut self, id: usize) -> Option<&mut UpstreamRecord> {
         self.by_id.get(&id).map(|at| &mut self.present[*at])
     }
 
     /// Returns the record of an upstream, in the fleet or departed.
-    pub fn find_probed(&mut self, id: usize) -> Option<&mut UpstreamRecord> {
+    pub(super) fn find_probed(&mut self, id: usize) -> Option<&mut UpstreamRecord> {
         match self.by_id.get(&id) {
             Some(at) => Some(&mut self.present[*at]),
             None => self.departed.iter_mut().find(|record| record.upstream().id == id),
@@ -52,12 +52,12 @@ impl UpstreamRecords {
     }
 
     /// Returns the record of the upstream with this name.
-    pub fn named(&self, name: &str) -> Option<&UpstreamRecord> {
+    pub(super) fn named(&self, name: &str) -> Option<&UpstreamRecord> {
         self.by_name.get(name).map(|at| &self.present[*at])
     }
 
     /// Adds a record behind the others.
-    pub fn push(&mut self, record: UpstreamRecord) {
+    pub(super) fn push(&mut self, record: UpstreamRecord) {
         self.by_id.insert(record.upstream().id, self.present.len());
         self.by_name.entry(record.upstream().name().to_string()).or_insert(self.present.len());
         self.present.push(record);
@@ -65,7 +65,7 @@ impl UpstreamRecords {
 
     /// Puts a record in the place of another one with the same name, which is returned. Adds the record where
     /// there is none.
-    pub fn replace(&mut self, before: usize, record: UpstreamRecord) -> Option<UpstreamRecord> {
+    pub(super) fn replace(&mut self, before: usize, record: UpstreamRecord) -> Option<UpstreamRecord> {
         let Some(at) = self.by_id.remove(&before) else {
             self.push(record);
             return None;
@@ -75,7 +75,7 @@ impl UpstreamRecords {
     }
 
     /// Removes an upstream from the fleet.
-    pub fn remove(&mut self, id: usize) -> Option<UpstreamRecord> {
+    pub(super) fn remove(&mut self, id: usize) -> Option<UpstreamRecord> {
         let at = *self.by_id.get(&id)?;
         let record = self.present.remove(at);
         self.index();
@@ -83,12 +83,12 @@ impl UpstreamRecords {
     }
 
     /// Keeps the record of an upstream that has left the fleet.
-    pub fn depart(&mut self, record: UpstreamRecord) {
+    pub(super) fn depart(&mut self, record: UpstreamRecord) {
         self.departed.push(record);
     }
 
     /// Removes the record of an upstream, wherever it is. Returns it with whether it was in the fleet.
-    pub fn forget(&mut self, id: usize) -> Option<(UpstreamRecord, bool)> {
+    pub(super) fn forget(&mut self, id: usize) -> Option<(UpstreamRecord, bool)> {
         self.set_trip(id, None);
         if let Some(record) = self.remove(id) {
             return Some((record, true));
@@ -108,7 +108,7 @@ impl UpstreamRecords {
     // === trips ===
 
     /// Sets when the trip of an upstream ends; `None`: the upstream is not tripped.
-    pub fn set_trip(&mut self, id: usize, ends: Option<Instant>) {
+    pub(super) fn set_trip(&mut self, id: usize, ends: Option<Instant>) {
         let before = match ends {
             Some(ends) => self.trip_ends.insert(id, ends),
             None => self.trip_ends.remove(&id),
@@ -121,12 +121,12 @@ impl UpstreamRecords {
     }
 
     /// Returns when the next trip after this time ends, which may be past.
-    pub fn next_trip_end(&self, after: Instant) -> Option<Instant> {
+    pub(super) fn next_trip_end(&self, after: Instant) -> Option<Instant> {
         self.trips.range((after, usize::MAX)..).next().map(|(ends, _)| *ends)
     }
 
     /// Returns the tripped upstreams whose trips have ended.
-    pub fn tripped_until(&self, now: Instant) -> Vec<usize> {
+    pub(super) fn tripped_until(&self, now: Instant) -> Vec<usize> {
         self.trips.range(..=(now, usize::MAX)).map(|(_, id)| *id).collect()
     }
 }

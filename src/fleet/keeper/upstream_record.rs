@@ -37,7 +37,7 @@ pub(super) struct UpstreamRecord {
 }
 
 impl UpstreamRecord {
-    pub fn new(upstream: Arc<Upstream>, now: Instant, observer: Observer) -> Self {
+    pub(super) fn new(upstream: Arc<Upstream>, now: Instant, observer: Observer) -> Self {
         UpstreamRecord {
             entry: SnapshotEntry::unknown(upstream),
             machine: BreakerMachine::new(now),
@@ -49,21 +49,21 @@ impl UpstreamRecord {
         }
     }
 
-    pub fn upstream(&self) -> &Arc<Upstream> {
+    pub(super) fn upstream(&self) -> &Arc<Upstream> {
         &self.entry.upstream
     }
 
     /// Whether an operator has configured the upstream and has not removed it.
-    pub fn is_operators(&self) -> bool {
+    pub(super) fn is_operators(&self) -> bool {
         self.upstream().config.discovered.is_none() && !self.entry.removing
     }
 
-    pub fn is_idle(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.upstream().load().active == 0
     }
 
     /// Replaces the settings of the same server.
-    pub fn renew(&mut self, upstream: Arc<Upstream>) {
+    pub(super) fn renew(&mut self, upstream: Arc<Upstream>) {
         upstream.probe_soon();
         upstream.publish_source();
         self.entry.upstream = upstream;
@@ -71,7 +71,7 @@ impl UpstreamRecord {
     }
 
     /// Applies the result of a probe. Returns whether a request could see a difference.
-    pub fn probed(
+    pub(super) fn probed(
         &mut self,
         found: Result<ProbeReport, ProbeFailure>,
         now: Instant,
@@ -90,7 +90,7 @@ impl UpstreamRecord {
     }
 
     /// Applies a page of metrics. Returns whether the snapshot changed in more than the candidates' load.
-    pub fn read_metrics(&mut self, metrics: &EngineMetrics) -> bool {
+    pub(super) fn read_metrics(&mut self, metrics: &EngineMetrics) -> bool {
         let mut updated = false;
         // Only a later start counts: when several processes share an address, the pages alternate.
         match (self.started, metrics.started) {
@@ -111,7 +111,7 @@ impl UpstreamRecord {
     }
 
     /// Applies what a sibling found. Returns whether the snapshot changed.
-    pub fn apply_facts(&mut self, facts: SiblingFacts) -> bool {
+    pub(super) fn apply_facts(&mut self, facts: SiblingFacts) -> bool {
         let SiblingFacts { models, version, metrics, tripped_until } = facts;
         if let Some(until) = tripped_until {
             self.machine.sibling_tripped(until);
@@ -128,20 +128,20 @@ impl UpstreamRecord {
     }
 
     /// Applies the signal of a request. Returns whether the status changed.
-    pub fn signalled(&mut self, signal: UpstreamSignal, now: Instant, rules: &BreakerRules) -> bool {
+    pub(super) fn signalled(&mut self, signal: UpstreamSignal, now: Instant, rules: &BreakerRules) -> bool {
         let answers = self.upstream().live.answers.load(Relaxed);
         self.machine.signalled(signal, answers, now, rules);
         self.update_status(rules)
     }
 
     /// Starts or ends an operator's drain.
-    pub fn drain(&mut self, drain: bool, now: Instant, rules: &BreakerRules) {
+    pub(super) fn drain(&mut self, drain: bool, now: Instant, rules: &BreakerRules) {
         self.machine.drain(drain, now);
         self.update_status(rules);
     }
 
     /// Copies the status of the machine into the entry. Returns whether the status changed.
-    pub fn update_status(&mut self, rules: &BreakerRules) -> bool {
+    pub(super) fn update_status(&mut self, rules: &BreakerRules) -> bool {
         let (before, status) = (self.entry.status, self.machine.status(rules));
         let live = &self.upstream().live;
         live.reports_answers.store(self.machine.counts_answers(), Relaxed);
@@ -184,12 +184,12 @@ impl UpstreamRecord {
     }
 
     /// Returns the end of the upstream's trip, past or future; `None` when it is not tripped.
-    pub fn trip_end(&self) -> Option<Instant> {
+    pub(super) fn trip_end(&self) -> Option<Instant> {
         self.machine.opens()
     }
 
     /// Returns the change of capacity since the last call, if any.
-    pub fn capacity_event(&mut self, now: Instant) -> Option<CapacityEvent> {
+    pub(super) fn capacity_event(&mut self, now: Instant) -> Option<CapacityEvent> {
         let admits = self.entry.admits(now);
         let before = std::mem::replace(&mut self.admitted, admits);
         let gained = std::mem::take(&mut self.gained);

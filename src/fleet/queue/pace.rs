@@ -22,12 +22,12 @@ pub(super) struct AdmissionPace {
 
 impl AdmissionPace {
     /// Records that a request joined the empty queue.
-    pub fn begin(&mut self, now: Instant) {
+    pub(super) fn begin(&mut self, now: Instant) {
         self.last = Some(now);
     }
 
     /// Records an admission.
-    pub fn admitted(&mut self, now: Instant) {
+    pub(super) fn admitted(&mut self, now: Instant) {
         let newest = self.idle(now);
         self.last = Some(now);
         self.interval = Some(match self.interval {
@@ -37,7 +37,7 @@ impl AdmissionPace {
     }
 
     /// Estimates the time until `position` requests have been admitted.
-    pub fn wait(&self, position: usize, now: Instant) -> Duration {
+    pub(super) fn wait(&self, position: usize, now: Instant) -> Duration {
         // A pause longer than the average is the better estimate: the queue is at least that slow.
         let interval = self.interval.unwrap_or(0.0).max(self.idle(now));
         Duration::from_secs_f64((interval * position as f64).ceil().clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER))

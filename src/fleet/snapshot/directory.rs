@@ -23,7 +23,7 @@ pub(super) struct FleetDirectory {
 
 impl FleetDirectory {
     /// Returns the directory of these entries: the one before if it still fits.
-    pub fn of(entries: &[SnapshotEntry], before: Option<&Arc<FleetDirectory>>) -> Arc<Self> {
+    pub(super) fn of(entries: &[SnapshotEntry], before: Option<&Arc<FleetDirectory>>) -> Arc<Self> {
         let upstreams = || entries.iter().map(|entry| &entry.upstream);
         if let Some(before) = before.filter(|before| before.lists(upstreams())) {
             return before.clone();
@@ -49,12 +49,12 @@ impl FleetDirectory {
     }
 
     /// Returns the place of the upstream with this id.
-    pub fn by_id(&self, id: usize) -> Option<usize> {
+    pub(super) fn by_id(&self, id: usize) -> Option<usize> {
         self.by_id.get(&id).copied()
     }
 
     /// Returns the place of the upstream with this name.
-    pub fn by_name(&self, name: &str) -> Option<usize> {
+    pub(super) fn by_name(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }
 }

@@ -74,7 +74,7 @@ pub(super) struct CandidateFilter<'a, 'q> {
 
 impl FilterRow {
     /// Builds the row of an entry.
-    pub fn of(entry: &SnapshotEntry) -> Self {
+    pub(super) fn of(entry: &SnapshotEntry) -> Self {
         let (upstream, status) = (&entry.upstream, &entry.status);
         FilterRow {
             id: upstream.id,
@@ -87,7 +87,7 @@ impl FilterRow {
         }
     }
 
-    pub fn id(&self) -> usize {
+    pub(super) fn id(&self) -> usize {
         self.id
     }
 }
@@ -102,14 +102,14 @@ impl SuitableEntries<'_> {
     }
 
     /// Returns the places of the entries that are also in `set`, in ascending order.
-    pub fn places_in<'a>(&'a self, set: &'a PlaceSet) -> impl Iterator<Item = usize> + 'a {
+    pub(super) fn places_in<'a>(&'a self, set: &'a PlaceSet) -> impl Iterator<Item = usize> + 'a {
         let words = 0..set.words().min(self.serving.words());
         let places = words.flat_map(|word| PlaceSet::places_in(word, self.word(word) & set.word(word)));
         places.filter(|place| self.only.is_none_or(|only| only == *place))
     }
 
     /// Returns the number of the entries that are also in `set`.
-    pub fn count_in(&self, set: &PlaceSet) -> usize {
+    pub(super) fn count_in(&self, set: &PlaceSet) -> usize {
         match self.only {
             Some(only) => usize::from(set.contains(only) && self.contains(only)),
             None => {
@@ -136,7 +136,7 @@ impl SuitableEntries<'_> {
 // === impl CandidateFilter ===
 
 impl<'a, 'q> CandidateFilter<'a, 'q> {
-    pub fn new(
+    pub(super) fn new(
         snapshot: &'a Snapshot,
         query: &'a UpstreamQuery<'q>,
         now: Instant,
@@ -148,7 +148,7 @@ impl<'a, 'q> CandidateFilter<'a, 'q> {
     }
 
     /// Fills `out` with the candidates among these entries.
-    pub fn run(mut self, suitable: &SuitableEntries<'_>) -> FilterResult {
+    pub(super) fn run(mut self, suitable: &SuitableEntries<'_>) -> FilterResult {
         suitable.each(|place| self.consider(place));
         self.result()
     }

@@ -46,7 +46,7 @@ impl SnapshotEntry {
 
 impl EjectionFloor {
     /// Returns what the upstream admits of a request with this floor.
-    pub fn admits(self, entry: &SnapshotEntry, now: Instant) -> Admits {
+    pub(super) fn admits(self, entry: &SnapshotEntry, now: Instant) -> Admits {
         match (self, entry.trip_end()) {
             (EjectionFloor::EjectedFrom(first), Some(end)) if first.is_none_or(|first| end < first) => {
                 Admits::All

@@ -12,7 +12,7 @@ use super::super::*;
 
 /// The text with strings that are empty, and with empty lists in place of what lies deeper than `entered`
 /// levels. Python's numbers are written as null.
-pub fn outline(text: &[u8], entered: usize) -> Vec<u8> {
+pub(super) fn outline(text: &[u8], entered: usize) -> Vec<u8> {
     let (mut out, mut depth, mut at) = (Vec::new(), 0, 0);
     let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
     while at < text.len() {
@@ -44,7 +44,7 @@ pub fn outline(text: &[u8], entered: usize) -> Vec<u8> {
 }
 
 /// The offset behind the string that begins at `at`.
-pub fn naive_string_end(text: &[u8], mut at: usize) -> Option<usize> {
+pub(super) fn naive_string_end(text: &[u8], mut at: usize) -> Option<usize> {
     loop {
         at += 1;
         match text.get(at)? {
@@ -56,7 +56,7 @@ pub fn naive_string_end(text: &[u8], mut at: usize) -> Option<usize> {
 }
 
 /// The offset behind the object or array that begins at `at`.
-pub fn naive_container_end(text: &[u8], mut at: usize) -> Option<usize> {
+pub(super) fn naive_container_end(text: &[u8], mut at: usize) -> Option<usize> {
     let mut depth = 0;
     loop {
         match text.get(at)? {
@@ -73,7 +73,7 @@ pub fn naive_container_end(text: &[u8], mut at: usize) -> Option<usize> {
 }
 
 /// The text without the white space outside of its strings.
-pub fn without_space(text: &[u8]) -> Vec<u8> {
+pub(super) fn without_space(text: &[u8]) -> Vec<u8> {
     let (mut out, mut at) = (Vec::new(), 0);
     while at < text.len() {
         let end = if text[at] == b'"' { naive_string_end(text, at).unwrap_or(text.len()) } else { at + 1 };
@@ -85,11 +85,11 @@ pub fn without_space(text: &[u8]) -> Vec<u8> {
     out
 }
 
-pub fn serde_takes(text: &[u8]) -> bool {
+pub(super) fn serde_takes(text: &[u8]) -> bool {
     serde_json::from_slice::<IgnoredAny>(text).is_ok()
 }
 
-pub fn is_object(text: &[u8]) -> bool {
+pub(super) fn is_object(text: &[u8]) -> bool {
     text.get(skip_space(text, 0)) == Some(&b'{')
 }
 
@@ -119,7 +119,7 @@ impl<'de> Deserialize<'de> for SerdeMembers<'de> {
 }
 
 /// The members that serde_json finds. `None`: it takes the text for no object.
-pub fn serde_members(text: &[u8]) -> Option<Vec<(String, Span)>> {
+pub(super) fn serde_members(text: &[u8]) -> Option<Vec<(String, Span)>> {
     let SerdeMembers(members) = serde_json::from_slice(text).ok()?;
     let span = |value: &SerdeRaw| {
         let start = value.get().as_ptr() as usize - text.as_ptr() as usize;
@@ -130,7 +130,7 @@ pub fn serde_members(text: &[u8]) -> Option<Vec<(String, Span)>> {
 
 // === texts ===
 
-pub fn value() -> impl Strategy<Value = Value> {
+pub(super) fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
@@ -150,7 +150,7 @@ pub fn value() -> impl Strategy<Value = Value> {
 }
 
 /// The value with this white space around each token.
-pub fn spaced(value: &Value, space: &str, out: &mut String) {
+pub(super) fn spaced(value: &Value, space: &str, out: &mut String) {
     let (open, close) = match value {
         Value::Array(_) => ("[", "]"),
         Value::Object(_) => ("{", "}"),
@@ -174,7 +174,7 @@ pub fn spaced(value: &Value, space: &str, out: &mut String) {
 }
 
 /// JSON as it may be written.
-pub fn valid() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn valid() -> impl Strategy<Value = Vec<u8>> {
     (value(), select(vec!["", " ", "\r\n", "\t  "]), any::<bool>()).prop_map(|(value, space, in_object)| {
         let value = if in_object { serde_json::json!({ "a": value, "b": [1, "c"] }) } else { value };
         let mut text = space.to_owned();
@@ -188,7 +188,7 @@ pub fn valid() -> impl Strategy<Value = Vec<u8>> {
 const ALPHABET: &[u8] = b"{}[]\",:\\ \t\r\n\x0c\x0b0123456789-+.eEutrfalsn;\x00\x1f\x80\xc3\xa9/";
 
 /// JSON with a few bytes that were put in, replaced or taken out, and perhaps cut.
-pub fn mutated() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn mutated() -> impl Strategy<Value = Vec<u8>> {
     let change = (any::<Index>(), 0..3, select(ALPHABET));
     (valid(), prop::collection::vec(change, 0..4), prop::option::of(any::<Index>())).prop_map(
         |(mut text, changes, cut)| {
@@ -210,7 +210,7 @@ pub fn mutated() -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// What looks like JSON, and is mostly none.
-pub fn soup() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn soup() -> impl Strategy<Value = Vec<u8>> {
     let pieces = [
         "{",
         "}",
@@ -246,16 +246,16 @@ pub fn soup() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(select(pieces.to_vec()), 0..16).prop_map(|all| all.concat().into_bytes())
 }
 
-pub fn text() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn text() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![3 => valid(), 3 => mutated(), 3 => soup(), 1 => any::<Vec<u8>>()]
 }
 
-pub fn cuts(text: &[u8], places: &[Index]) -> Vec<usize> {
+pub(super) fn cuts(text: &[u8], places: &[Index]) -> Vec<usize> {
     let mut cuts: Vec<usize> = places.iter().map(|place| place.index(text.len() + 1)).collect();
     cuts.sort_unstable();
     cuts
 }
 
-pub fn every_byte(text: &[u8]) -> Vec<usize> {
+pub(super) fn every_byte(text: &[u8]) -> Vec<usize> {
     (0..=text.len()).collect()
 }

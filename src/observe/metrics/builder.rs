@@ -10,34 +10,34 @@ const SECONDS_BUCKETS: [f64; 16] =
 /// Creates and registers metrics. Names and labels are constants of this directory, so a failure is a typing
 /// mistake, which the first test run finds.
 #[derive(Default)]
-pub struct MetricsBuilder {
+pub(super) struct MetricsBuilder {
     pub registry: Registry,
 }
 
 impl MetricsBuilder {
     /// Counters with these labels.
-    pub fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    pub(super) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.enter(IntCounterVec::new(Opts::new(name, help), labels))
     }
 
     /// A counter.
-    pub fn counter(&self, name: &str, help: &str) -> IntCounter {
+    pub(super) fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.enter(IntCounter::new(name, help))
     }
 
     /// A gauge.
-    pub fn gauge(&self, name: &str, help: &str) -> IntGauge {
+    pub(super) fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.enter(IntGauge::new(name, help))
     }
 
     /// Histograms of seconds, one for each model.
-    pub fn histogram(&self, name: &str, help: &str) -> HistogramVec {
+    pub(super) fn histogram(&self, name: &str, help: &str) -> HistogramVec {
         let options = HistogramOpts::new(name, help).buckets(SECONDS_BUCKETS.to_vec());
         self.enter(HistogramVec::new(options, &["model"]))
     }
 
     /// Registers a metric.
-    pub fn enter<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+    pub(super) fn enter<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
         let collector = made.expect("metric names and labels in these files are valid");
         self.registry.register(Box::new(collector.clone())).expect("each metric is registered once");
         collector

@@ -14,11 +14,11 @@ use crate::json::work::spend;
 use crate::json::{ContainerSkip, JsonCursor, is_space, string_end};
 
 /// The longest message after the peeked bytes that is read.
-pub const MAX_HELD_BYTES: usize = 1 << 20;
+pub(super) const MAX_HELD_BYTES: usize = 1 << 20;
 
 /// Where the reader stopped in a prompt that was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CutPoint {
+pub(super) struct CutPoint {
     /// The offset in the body up to which bytes were used.
     pub at: usize,
     pub place: CutPlace,
@@ -26,7 +26,7 @@ pub struct CutPoint {
 
 /// The kind of place at which the reader stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CutPlace {
+pub(super) enum CutPlace {
     /// Between the messages, or before a message of which a part was written.
     Elements,
     /// Between the quotes of a text.
@@ -37,7 +37,7 @@ pub enum CutPlace {
 
 /// Reads the rest of a prompt; holds the bytes that are incomplete.
 #[derive(Debug, Default)]
-pub struct PromptContinuation {
+pub(super) struct PromptContinuation {
     held: Vec<u8>,
     /// The offset up to which the held bytes were searched for the end of a message.
     searched: usize,
@@ -52,13 +52,13 @@ pub struct PromptContinuation {
 
 impl PromptContinuation {
     /// Clears the state for another prompt and keeps the buffers.
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.held.clear();
         *self = PromptContinuation { held: std::mem::take(&mut self.held), ..PromptContinuation::default() };
     }
 
     /// Reads a piece of the body; false when the prompt has ended, or cannot be parsed any further.
-    pub fn resume(&mut self, place: CutPlace, piece: &[u8], out: &mut ChainHasher) -> bool {
+    pub(super) fn resume(&mut self, place: CutPlace, piece: &[u8], out: &mut ChainHasher) -> bool {
         spend(piece.len());
         match place {
             CutPlace::Elements => {

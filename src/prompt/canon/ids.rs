@@ -6,14 +6,14 @@ use crate::json::{ByteSink, is_space};
 /// Reads a list of numbers in pieces of any size. Of a cut number only its value so far is kept, so that
 /// every byte is read once, for numbers of any length.
 #[derive(Debug, Default)]
-pub struct IdReader {
+pub(super) struct IdReader {
     /// The value of the digits at the end of the pieces read so far, which may go on.
     number: Option<u32>,
 }
 
 /// The part of a list of numbers that was read.
 #[derive(Debug, PartialEq, Eq)]
-pub struct IdsRead {
+pub(super) struct IdsRead {
     /// Up to the first number that may go on behind the bytes.
     pub used: usize,
     /// The list has ended, or is not a list of token ids.
@@ -27,7 +27,7 @@ const MAX_BATCHED_IDS: usize = 512;
 
 impl IdReader {
     /// Writes the numbers of the next piece of a list whose opening bracket stands before the first piece.
-    pub fn read<S: ByteSink>(&mut self, bytes: &[u8], out: &mut S) -> IdsRead {
+    pub(super) fn read<S: ByteSink>(&mut self, bytes: &[u8], out: &mut S) -> IdsRead {
         let mut at = 0;
         if let Some(begun) = self.number {
             let (id, length) = digits(bytes, begun);
@@ -70,7 +70,7 @@ impl IdReader {
 }
 
 /// Writes the numbers of a list whose opening bracket stands before the bytes.
-pub fn write<S: ByteSink>(bytes: &[u8], out: &mut S) -> IdsRead {
+pub(super) fn write<S: ByteSink>(bytes: &[u8], out: &mut S) -> IdsRead {
     IdReader::default().read(bytes, out)
 }
 

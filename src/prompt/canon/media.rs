@@ -16,7 +16,7 @@ const MEDIA: u8 = 3;
 const INNER: [&str; 6] = ["url", "data", "file_data", "file_url", "file_id", "content"];
 
 /// Writes a picture, given the type of its part and the value that identifies it.
-pub fn write<S: TextSink>(kind: &[u8], payload: RawValue<'_>, out: &mut S) {
+pub(super) fn write<S: TextSink>(kind: &[u8], payload: RawValue<'_>, out: &mut S) {
     if out.skip(MEDIA_WEIGHT_BYTES) {
         return;
     }

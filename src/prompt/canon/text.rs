@@ -4,7 +4,7 @@ use crate::json::work::spend;
 use crate::json::{ShortText, decode, escape};
 
 /// The number of bytes between a string's quotes up to and including a character, escaped or not.
-pub fn after(raw: &[u8], character: u8) -> Option<usize> {
+pub(super) fn after(raw: &[u8], character: u8) -> Option<usize> {
     let mut at = 0;
     loop {
         let rest = raw.get(at..)?;
@@ -23,7 +23,7 @@ pub fn after(raw: &[u8], character: u8) -> Option<usize> {
 }
 
 /// Whether the text of a string begins with `prefix`; `None` when a cut string is too short to decide.
-pub fn begins_with(raw: &[u8], whole: bool, prefix: &str) -> Option<bool> {
+pub(super) fn begins_with(raw: &[u8], whole: bool, prefix: &str) -> Option<bool> {
     let mut short = ShortText::default();
     let reach = raw.len().min(6 * prefix.len());
     decode(&raw[..reach], whole && reach == raw.len(), &mut short);

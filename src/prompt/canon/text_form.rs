@@ -11,7 +11,7 @@ use crate::json::{ByteSink, WINDOW_BYTES, escape, is_undecided, lone_unit, windo
 
 /// Writes a string in the one form that the canonical text has for it, given the bytes between its quotes.
 /// Returns how many of them were used: all, unless the string is cut within an escape.
-pub fn write_text<S: ByteSink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
+pub(super) fn write_text<S: ByteSink>(raw: &[u8], whole: bool, out: &mut S) -> usize {
     // `at` is never within an escape. What stands from `start` on has not been written.
     let (mut start, mut at) = (0, 0);
     while let Some(escape_at) = next_replaced(raw, at) {

@@ -28,7 +28,7 @@ const NAME: u8 = 6;
 const DOCUMENTS: u8 = 7;
 
 /// Joins the texts of a message, in the form that a text has.
-pub const LINE_FEED: &[u8] = b"\\n";
+pub(super) const LINE_FEED: &[u8] = b"\\n";
 
 /// Claude Code's first system text, which changes with every request; vLLM omits it as well.
 const BILLING: &str = "x-anthropic-billing-header";
@@ -44,7 +44,7 @@ const ITEM_ARGUMENTS: [usize; 2] = [5, 6];
 const ITEM_OUTPUT: usize = 7;
 
 /// The values of the known keys of a part, in the order of `PART`.
-pub type PartSlots<'a> = ObjectSlots<'a, 16>;
+pub(super) type PartSlots<'a> = ObjectSlots<'a, 16>;
 #[rustfmt::skip]
 const PART: [&str; 16] = [
     "type", "text", "refusal", "name", "input", "content",
@@ -61,7 +61,7 @@ const PART_CONTENT: usize = 5;
 const FIRST_PAYLOAD: usize = 6;
 
 /// Writes a conversation.
-pub struct ConversationWriter<'a, 's, S> {
+pub(super) struct ConversationWriter<'a, 's, S> {
     pub out: &'s mut S,
     /// The pieces after the system text that are not written yet.
     pub head: Option<ConversationHead<'a>>,
@@ -71,7 +71,7 @@ pub struct ConversationWriter<'a, 's, S> {
 
 /// The values that are written between the system text and the messages.
 #[derive(Clone, Copy, Default)]
-pub struct ConversationHead<'a> {
+pub(super) struct ConversationHead<'a> {
     pub tools: Option<RawValue<'a>>,
     pub documents: Option<RawValue<'a>>,
 }
@@ -175,7 +175,7 @@ fn short(raw: Option<RawValue<'_>>) -> Result<Option<ShortText>, EndOfJson> {
 
 impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
     /// The system's text, where an interface has a field for it.
-    pub fn system(&mut self, raw: RawValue<'a>, join: &'static [u8]) {
+    pub(super) fn system(&mut self, raw: RawValue<'a>, join: &'static [u8]) {
         let mut turn = OpenTurn::of(TurnRole::System);
         turn.join = join;
         // The upstream reports errors in it.
@@ -183,7 +183,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
     }
 
     /// A conversation that is a single text, given the bytes between its quotes: how many were used.
-    pub fn user(&mut self, text: &[u8], whole: bool) -> usize {
+    pub(super) fn user(&mut self, text: &[u8], whole: bool) -> usize {
         self.end_head();
         if text.is_empty() {
             return 0;
@@ -197,7 +197,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
     }
 
     /// Writes the messages or items. `Err`: the offset from which they are not, or not completely, written.
-    pub fn list(&mut self, bytes: &'a [u8]) -> Result<(), usize> {
+    pub(super) fn list(&mut self, bytes: &'a [u8]) -> Result<(), usize> {
         let mut list = JsonList::new(bytes);
         loop {
             match list.next() {
@@ -214,7 +214,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
     }
 
     /// Writes one message or item. The upstream reports errors inside of a complete one.
-    pub fn element(&mut self, cursor: &mut JsonCursor<'a>) -> Result<(), EndOfJson> {
+    pub(super) fn element(&mut self, cursor: &mut JsonCursor<'a>) -> Result<(), EndOfJson> {
         if cursor.byte() != Ok(b'{') {
             self.out.checkpoint();
             return cursor.value()?.end();
@@ -243,7 +243,7 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
     }
 
     /// Writes the pieces between the system text and the messages.
-    pub fn end_head(&mut self) {
+    pub(super) fn end_head(&mut self) {
         let Some(head) = self.head.take() else { return };
         if let Some(tools) = head.tools {
             // What is wrong with them is left to the upstream.

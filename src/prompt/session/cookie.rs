@@ -23,14 +23,14 @@ const OBJECT_IN_BASE64: &[u8] = b"ey";
 
 /// A name of cookies in which `*` stands for any text.
 #[derive(Clone, Debug)]
-pub struct CookiePattern {
+pub(super) struct CookiePattern {
     pattern: Vec<u8>,
 }
 
 // === impl CookiePattern ===
 
 impl CookiePattern {
-    pub fn new(text: &str) -> Self {
+    pub(super) fn new(text: &str) -> Self {
         CookiePattern { pattern: text.as_bytes().to_vec() }
     }
 
@@ -48,7 +48,7 @@ impl CookiePattern {
 }
 
 /// The session in the first cookie that fits the first of these patterns.
-pub fn session<'a>(headers: &'a HeaderMap, patterns: &[CookiePattern]) -> Option<Cow<'a, [u8]>> {
+pub(super) fn session<'a>(headers: &'a HeaderMap, patterns: &[CookiePattern]) -> Option<Cow<'a, [u8]>> {
     if !headers.contains_key(header::COOKIE) {
         return None;
     }

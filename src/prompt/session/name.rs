@@ -5,18 +5,18 @@ use std::borrow::Cow;
 use crate::json::{JsonCursor, RawValue, unescape};
 
 /// A member of an object.
-pub fn member<'a>(object: RawValue<'a>, name: &str) -> Option<RawValue<'a>> {
+pub(super) fn member<'a>(object: RawValue<'a>, name: &str) -> Option<RawValue<'a>> {
     JsonCursor::new(object.bytes).object(&[name]).get(0).ok().flatten()
 }
 
 /// A name without the white space around it, if it is one.
-pub fn trimmed_name(name: &[u8]) -> Option<&[u8]> {
+pub(super) fn trimmed_name(name: &[u8]) -> Option<&[u8]> {
     let name = name.trim_ascii();
     (!name.is_empty()).then_some(name)
 }
 
 /// The text of a string or a number.
-pub fn text(raw: RawValue<'_>) -> Option<Cow<'_, [u8]>> {
+pub(super) fn text(raw: RawValue<'_>) -> Option<Cow<'_, [u8]>> {
     if !raw.whole {
         return None;
     }

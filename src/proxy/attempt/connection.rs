@@ -23,7 +23,7 @@ const MIN_SEPARATE_BYTES: usize = 1 << 10;
 const LAST_CHUNK: Bytes = Bytes::from_static(b"0\r\n\r\n");
 
 /// The connection of one attempt to its upstream.
-pub struct UpstreamConnection {
+pub(crate) struct UpstreamConnection {
     session: HttpSession,
     outgoing: Outgoing,
     reused: bool,
@@ -36,7 +36,7 @@ pub struct UpstreamConnection {
 // === impl UpstreamConnection ===
 
 impl UpstreamConnection {
-    pub fn new(wire: Box<UpstreamWire>, reused: bool) -> Self {
+    pub(crate) fn new(wire: Box<UpstreamWire>, reused: bool) -> Self {
         let outgoing = wire.outgoing();
         // An earlier request may have reduced the limit for lack of memory.
         outgoing.set_ample(true);
@@ -44,29 +44,29 @@ impl UpstreamConnection {
         UpstreamConnection { session, outgoing, reused, chunked: false, queued_all: false }
     }
 
-    pub fn outgoing(&self) -> &Outgoing {
+    pub(crate) fn outgoing(&self) -> &Outgoing {
         &self.outgoing
     }
 
     /// Whether the connection may have ended before it was used: it has served, and no answer began.
-    pub fn may_be_stale(&self) -> bool {
+    pub(crate) fn may_be_stale(&self) -> bool {
         self.reused && self.session.resp_header().is_none()
     }
 
     /// Whether the answer's body is framed in a way that is understood.
-    pub fn is_framed_plainly(&self) -> bool {
+    pub(crate) fn is_framed_plainly(&self) -> bool {
         let mut codings = self.head().headers.get_all(http::header::TRANSFER_ENCODING).iter();
         codings.all(|coding| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
     }
 
     /// Whether the answer switches to WebSocket, the only upgrade that is forwarded.
-    pub fn switches_to_websocket(&self) -> bool {
+    pub(crate) fn switches_to_websocket(&self) -> bool {
         let mut protocols = self.head().headers.get_all(http::header::UPGRADE).iter();
         protocols.any(|protocol| protocol.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket"))
     }
 
     /// Queues the head. After a failure nothing else may be queued.
-    pub async fn send_head(&mut self, head: &UpstreamHead) -> Result<()> {
+    pub(crate) async fn send_head(&mut self, head: &UpstreamHead) -> Result<()> {
         self.chunked = head.is_chunked();
         let bytes = head.to_bytes().ok_or_else(|| Error::new(ErrorType::InvalidHTTPHeader))?;
         // The wire drops what the session writes.
@@ -76,7 +76,7 @@ impl UpstreamConnection {
     }
 
     /// Queues what is held of the body.
-    pub fn send_held(
+    pub(crate) fn send_held(
         &mut self,
         scope: &RequestScope<'_>,
         request: &mut ClientRequest,
@@ -133,12 +133,12 @@ impl UpstreamConnection {
 
     /// Whether the client should be read now: after the body's end to detect a disconnect, before its end
     /// while the upstream keeps up.
-    pub fn takes_more(&self, complete: bool) -> bool {
+    pub(crate) fn takes_more(&self, complete: bool) -> bool {
         complete || self.outgoing.has_room()
     }
 
     /// Pauses the upload's clock while the client is not read.
-    pub fn pace(&self, request: &mut ClientRequest, watch: &mut RequestWatch) {
+    pub(crate) fn pace(&self, request: &mut ClientRequest, watch: &mut RequestWatch) {
         if request.body.has_waiting() && self.outgoing.waiting() == 0 {
             request.body.release_waiting();
         }
@@ -151,7 +151,7 @@ impl UpstreamConnection {
     }
 
     /// Forwards an event of the client.
-    pub fn forward(
+    pub(crate) fn forward(
         &mut self,
         scope: &RequestScope<'_>,
         client: &mut Client<'_>,
@@ -191,24 +191,24 @@ impl UpstreamConnection {
     }
 
     /// Queues bytes of an upgraded connection as they are.
-    pub fn pass(&self, piece: Bytes) {
+    pub(crate) fn pass(&self, piece: Bytes) {
         self.outgoing.push(piece);
     }
 
     /// Reads the head of an answer, and of each informational one before it. Returns its status.
-    pub async fn read_head(&mut self) -> Result<u16> {
+    pub(crate) async fn read_head(&mut self) -> Result<u16> {
         self.session.read_response().await?;
         Ok(self.head().status.as_u16())
     }
 
     /// The head that was read last.
-    pub fn head(&self) -> &ResponseHeader {
+    pub(crate) fn head(&self) -> &ResponseHeader {
         self.session.resp_header().expect("an answer has a head, which was read first")
     }
 
     /// Reads the next piece of the answer's body, which may be empty; `None`: the body has ended. Dropped
     /// while it waits, it has read nothing.
-    pub async fn read_piece(&mut self) -> Result<Option<&[u8]>> {
+    pub(crate) async fn read_piece(&mut self) -> Result<Option<&[u8]>> {
         if self.session.is_body_done() {
             return Ok(None);
         }
@@ -217,7 +217,7 @@ impl UpstreamConnection {
 
     /// The connection for its next request, if its answer was read to its end and the request was sent to its
     /// end.
-    pub async fn into_idle(mut self) -> Option<Box<UpstreamWire>> {
+    pub(crate) async fn into_idle(mut self) -> Option<Box<UpstreamWire>> {
         if !self.queued_all || !self.outgoing.is_sent() || !self.session.is_body_done() {
             return None;
         }

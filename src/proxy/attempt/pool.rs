@@ -33,7 +33,7 @@ const MAX_UNACKNOWLEDGED_MILLIS: u32 = 60_000;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
+pub(crate) enum ConnectError {
     #[error("its name is not resolved yet")]
     Unresolved,
     #[error("not connected within {0:?}")]
@@ -43,7 +43,7 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    pub fn is_refused(&self) -> bool {
+    pub(crate) fn is_refused(&self) -> bool {
         matches!(self, ConnectError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused)
     }
 }
@@ -52,7 +52,7 @@ impl ConnectError {
 ///
 /// The lock is a plain mutex: it is held for a push or a pop, never across an await.
 #[derive(Default)]
-pub struct ConnectionPool(Arc<Mutex<PoolState>>);
+pub(crate) struct ConnectionPool(Arc<Mutex<PoolState>>);
 
 #[derive(Default)]
 struct PoolState {
@@ -75,7 +75,7 @@ impl ConnectionPool {
     }
 
     /// A new connection, within `limit`.
-    pub async fn dial(
+    pub(crate) async fn dial(
         &self,
         upstream: &Upstream,
         limit: Duration,
@@ -86,7 +86,7 @@ impl ConnectionPool {
     }
 
     /// An idle connection, if there is a usable one.
-    pub fn idle(&self, upstream: &Arc<Upstream>) -> Option<Box<UpstreamWire>> {
+    pub(crate) fn idle(&self, upstream: &Arc<Upstream>) -> Option<Box<UpstreamWire>> {
         loop {
             // The lock is not held while a connection is looked at, or closed.
             let (mut wire, since) = {
@@ -104,14 +104,14 @@ impl ConnectionPool {
     }
 
     /// Closes the idle connections of an upstream: one of them had ended, so the others may have ended too.
-    pub fn forget(&self, upstream: &Upstream) {
+    pub(crate) fn forget(&self, upstream: &Upstream) {
         let closed = self.lock().by_upstream.remove(&upstream.id);
         // Closed outside of the lock.
         drop(closed);
     }
 
     /// Keeps a connection whose answer was read to its end and whose send queue is empty.
-    pub fn keep(&self, upstream: &Arc<Upstream>, wire: Box<UpstreamWire>) {
+    pub(crate) fn keep(&self, upstream: &Arc<Upstream>, wire: Box<UpstreamWire>) {
         let mut state = self.lock();
         let idle = state.by_upstream.entry(upstream.id).or_insert_with(|| IdleConnections::new(upstream));
         if !idle.is_of(upstream) {

@@ -46,7 +46,7 @@ const PIECE_OVERHEAD: usize = 64;
 ///
 /// The lock is a plain mutex: one task holds both handles, so that it is never waited for.
 #[derive(Clone, Debug, Default)]
-pub struct Outgoing(Arc<Mutex<SendQueue>>);
+pub(crate) struct Outgoing(Arc<Mutex<SendQueue>>);
 
 #[derive(Debug)]
 struct SendQueue {
@@ -64,7 +64,7 @@ struct SendQueue {
 
 /// The socket with its queue.
 #[derive(Debug)]
-pub struct UpstreamWire {
+pub(crate) struct UpstreamWire {
     transport: Transport,
     outgoing: Outgoing,
 }
@@ -77,7 +77,7 @@ impl Outgoing {
     }
 
     /// Queues a piece of the body for the upstream; an empty one, or one behind an error, is dropped.
-    pub fn push(&self, piece: Bytes) {
+    pub(crate) fn push(&self, piece: Bytes) {
         let mut queue = self.lock();
         if piece.is_empty() || queue.broken {
             return;
@@ -90,22 +90,22 @@ impl Outgoing {
     }
 
     /// The number of queued bytes.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.lock().bytes
     }
 
     /// Allows many queued bytes, or one piece only.
-    pub fn set_ample(&self, ample: bool) {
+    pub(crate) fn set_ample(&self, ample: bool) {
         self.lock().limit = if ample { MAX_WAITING_BYTES } else { MIN_WAITING_BYTES };
     }
 
     /// Whether more may be queued.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.lock().has_room()
     }
 
     /// Waits until more may be queued, while the same task reads the connection and so sends.
-    pub async fn room(&self) {
+    pub(crate) async fn room(&self) {
         poll_fn(|cx| {
             let mut queue = self.lock();
             if queue.has_room() {
@@ -118,13 +118,13 @@ impl Outgoing {
     }
 
     /// Whether everything that was queued has been taken.
-    pub fn is_sent(&self) -> bool {
+    pub(crate) fn is_sent(&self) -> bool {
         let queue = self.lock();
         queue.pieces.is_empty() && !queue.broken
     }
 
     /// The time since which the upstream has taken none of the queued bytes.
-    pub fn stuck_since(&self) -> Option<Instant> {
+    pub(crate) fn stuck_since(&self) -> Option<Instant> {
         let queue = self.lock();
         queue.moved.filter(|_| !queue.pieces.is_empty())
     }
@@ -198,17 +198,17 @@ impl SendQueue {
 // === impl UpstreamWire ===
 
 impl UpstreamWire {
-    pub fn new(transport: Transport) -> Box<Self> {
+    pub(crate) fn new(transport: Transport) -> Box<Self> {
         Box::new(UpstreamWire { transport, outgoing: Outgoing::default() })
     }
 
     /// A handle for queueing what the connection is to send.
-    pub fn outgoing(&self) -> Outgoing {
+    pub(crate) fn outgoing(&self) -> Outgoing {
         self.outgoing.clone()
     }
 
     /// Whether an idle connection has received nothing, not even its end.
-    pub fn is_quiet(&mut self) -> bool {
+    pub(crate) fn is_quiet(&mut self) -> bool {
         let (mut byte, mut cx) = ([0], Context::from_waker(Waker::noop()));
         Pin::new(&mut self.transport).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
     }

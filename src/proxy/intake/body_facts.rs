@@ -17,7 +17,7 @@ use crate::route::api_paths::Api;
 use crate::state::PromptLookup;
 
 /// The form of a body, which decides the location of its model.
-pub enum BodyShape {
+pub(crate) enum BodyShape {
     /// JSON of this interface.
     Json(Api),
     /// A form, with the whole value of `content-type`, which names the boundary.
@@ -28,7 +28,7 @@ pub enum BodyShape {
 
 /// Reads the facts of a body as its bytes come.
 #[allow(clippy::large_enum_variant, reason = "there is one while a body is peeked, and it is not moved")]
-pub enum FactsReader {
+pub(crate) enum FactsReader {
     Json(Scanner, Api),
     Multipart(FormScanner),
     /// A form of which nothing can be read.
@@ -38,7 +38,7 @@ pub enum FactsReader {
 
 /// The facts of the body, as far as it was read.
 #[derive(Default)]
-pub struct BodyFacts {
+pub(crate) struct BodyFacts {
     pub model: RequestedModel,
     pub prompt: PromptLookup,
     /// The session, in the form in which it is reported.
@@ -54,7 +54,7 @@ pub struct BodyFacts {
 
 /// The peeked bytes.
 #[derive(Clone, Copy)]
-pub struct PeekedBytes<'a> {
+pub(crate) struct PeekedBytes<'a> {
     pub bytes: &'a [u8],
     /// The body has no more bytes than these.
     pub complete: bool,
@@ -65,7 +65,7 @@ pub struct PeekedBytes<'a> {
 // === impl FactsReader ===
 
 impl FactsReader {
-    pub fn new(shape: BodyShape) -> Self {
+    pub(crate) fn new(shape: BodyShape) -> Self {
         match shape {
             BodyShape::Json(api) => FactsReader::Json(Scanner::new(), api),
             BodyShape::Multipart(kind) => {
@@ -78,7 +78,7 @@ impl FactsReader {
     }
 
     /// The scanner of a JSON body, for the spans of its fields.
-    pub fn scanner(&self) -> Option<&Scanner> {
+    pub(crate) fn scanner(&self) -> Option<&Scanner> {
         match self {
             FactsReader::Json(scanner, _) => Some(scanner),
             FactsReader::Multipart(_) | FactsReader::LostForm | FactsReader::Opaque => None,
@@ -86,7 +86,7 @@ impl FactsReader {
     }
 
     /// Reads what the body has gained; `body` is the same buffer at each call, grown at its end.
-    pub fn read(&mut self, body: &[u8]) {
+    pub(crate) fn read(&mut self, body: &[u8]) {
         match self {
             FactsReader::Json(scanner, _) => scanner.scan(body),
             FactsReader::Multipart(scanner) => scanner.scan(body),
@@ -95,7 +95,7 @@ impl FactsReader {
     }
 
     /// Whether the body is a form that cannot be followed, or not to its end.
-    pub fn is_lost_form(&self) -> bool {
+    pub(crate) fn is_lost_form(&self) -> bool {
         match self {
             FactsReader::Multipart(scanner) => scanner.is_lost(),
             FactsReader::LostForm => true,
@@ -104,7 +104,7 @@ impl FactsReader {
     }
 
     /// Where the model stands that the body names.
-    pub fn model_span(&self) -> Option<Range<usize>> {
+    pub(crate) fn model_span(&self) -> Option<Range<usize>> {
         match self {
             FactsReader::Json(scanner, _) => scanner.span(BodyField::Model),
             FactsReader::Multipart(scanner) => scanner.model_span(),
@@ -113,7 +113,7 @@ impl FactsReader {
     }
 
     /// What reads the body behind `body`, which has been read. Fails where a second model has begun in it.
-    pub fn tail(&self, body: &[u8]) -> Result<Option<BodyTail>, Reject> {
+    pub(crate) fn tail(&self, body: &[u8]) -> Result<Option<BodyTail>, Reject> {
         let tail = match self {
             FactsReader::Json(scanner, _) => BodyTail::Json(scanner.tail(body)),
             FactsReader::Multipart(scanner) => BodyTail::Multipart(Box::new(scanner.tail(body))),
@@ -124,7 +124,7 @@ impl FactsReader {
     }
 
     /// Whether the model has not arrived yet and still may.
-    pub fn needs_model(&self, body: &[u8]) -> bool {
+    pub(crate) fn needs_model(&self, body: &[u8]) -> bool {
         match self {
             FactsReader::Json(scanner, _) => {
                 scanner.progress() == ScanProgress::Cut && scanner.span(BodyField::Model).is_none()
@@ -139,13 +139,13 @@ impl FactsReader {
 
     /// Whether the id of the previous response has not arrived yet and still may: OpenAI's clients write it
     /// after the input.
-    pub fn needs_previous(&self) -> bool {
+    pub(crate) fn needs_previous(&self) -> bool {
         let FactsReader::Json(scanner, Api::Responses) = self else { return false };
         scanner.progress() == ScanProgress::Cut && scanner.span(BodyField::PreviousResponseId).is_none()
     }
 
     /// `model`: the one that the body is for, whatever it says itself.
-    pub fn facts(
+    pub(crate) fn facts(
         &self,
         peeked: PeekedBytes<'_>,
         blocks: Option<BlockLayout>,

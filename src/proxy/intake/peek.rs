@@ -36,7 +36,7 @@ use crate::traces::Traces;
 
 /// The facts from a request's head.
 #[derive(Clone, Copy)]
-pub struct HeadFacts<'a> {
+pub(crate) struct HeadFacts<'a> {
     /// What is captured, and the random numbers that decide on it.
     pub traces: &'a Traces,
     pub random: &'a RandomSource,
@@ -51,7 +51,7 @@ pub struct HeadFacts<'a> {
 
 /// The facts of a request that are needed before an upstream can be chosen.
 #[derive(Clone, Copy)]
-pub struct PeekNeeds {
+pub(crate) struct PeekNeeds {
     pub model: bool,
     /// The response that it goes on from, of one that makes another.
     pub previous: bool,
@@ -59,7 +59,7 @@ pub struct PeekNeeds {
 }
 
 /// The peeked part of a body, and its facts.
-pub struct Peeked {
+pub(crate) struct Peeked {
     pub body: RequestBody,
     pub pace: UploadPace,
     pub facts: BodyFacts,
@@ -69,7 +69,7 @@ pub struct Peeked {
 
 impl Peeker {
     /// Rejects a declared length above the limit before any of the body is read.
-    pub fn check_declared_length(&self, client: &Client<'_>) -> Result<(), Reject> {
+    pub(crate) fn check_declared_length(&self, client: &Client<'_>) -> Result<(), Reject> {
         match headers::length(client.headers()) {
             Some(length) if length > self.limits.max_body => {
                 Err(Reject::TooLarge { limit: self.limits.max_body })
@@ -79,7 +79,7 @@ impl Peeker {
     }
 
     /// `edits`: what its route changes, once that is known.
-    pub async fn peek(
+    pub(crate) async fn peek(
         &self,
         client: &mut Client<'_>,
         shape: BodyShape,

@@ -21,7 +21,7 @@ use crate::reply::usage::{StreamError, Usage, UsageMeter};
 const ANNOUNCING_EVENTS: u64 = 2;
 
 /// The steps of one answer.
-pub struct AnswerPipeline {
+pub(super) struct AnswerPipeline {
     meter: Option<Box<UsageMeter>>,
     /// The progress of a stream.
     tail: Option<StreamTail>,
@@ -33,7 +33,7 @@ pub struct AnswerPipeline {
 
 impl AnswerPipeline {
     /// For an answer with this head, which the edits may change.
-    pub fn new(
+    pub(super) fn new(
         scope: &RequestScope<'_>,
         request: &mut ClientRequest,
         head: &mut ResponseHeader,
@@ -67,7 +67,7 @@ impl AnswerPipeline {
     }
 
     /// Passes the next piece through the steps; `None`: the piece is unchanged. `end`: it is the last.
-    pub fn pass(
+    pub(super) fn pass(
         &mut self,
         scope: &RequestScope<'_>,
         request: &mut ClientRequest,
@@ -97,26 +97,26 @@ impl AnswerPipeline {
     }
 
     /// Whether a part of the model's output has arrived: then the prompt has been read.
-    pub fn has_content(&self) -> bool {
+    pub(super) fn has_content(&self) -> bool {
         self.announced.is_none()
     }
 
-    pub fn is_stream(&self) -> bool {
+    pub(super) fn is_stream(&self) -> bool {
         self.tail.is_some()
     }
 
     /// Whether an event of the balancer's own can follow what was passed.
-    pub fn is_between_events(&self) -> bool {
+    pub(super) fn is_between_events(&self) -> bool {
         self.tail.as_ref().is_none_or(StreamTail::between_events)
     }
 
     /// The error that the answer reported.
-    pub fn failure(&self) -> Option<StreamError> {
+    pub(super) fn failure(&self) -> Option<StreamError> {
         self.meter.as_ref().and_then(|meter| meter.failure())
     }
 
     /// The usage that the answer has reported so far.
-    pub fn usage(&self) -> Option<Usage> {
+    pub(super) fn usage(&self) -> Option<Usage> {
         self.meter.as_ref().map(|meter| meter.usage())
     }
 }

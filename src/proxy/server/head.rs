@@ -24,14 +24,14 @@ const READ_CHUNK_BYTES: usize = 4 << 10;
 const MAX_HEAD_EXCESS_BYTES: u64 = 8 << 10;
 
 /// The connection preface of a client that uses HTTP/2 by prior knowledge.
-pub const H2_PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const H2_PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What the bytes of a head are read from.
-pub type HeadSource<'a> = dyn AsyncRead + Unpin + Send + 'a;
+pub(super) type HeadSource<'a> = dyn AsyncRead + Unpin + Send + 'a;
 
 /// What a client sent where a request may begin.
 #[derive(Debug)]
-pub enum IncomingRequest {
+pub(super) enum IncomingRequest {
     Request(ReceivedHead),
     /// The preface of HTTP/2, and what was received with it.
     Http2(BytesMut),
@@ -42,14 +42,14 @@ pub enum IncomingRequest {
 
 /// A request's head, with what was received behind it.
 #[derive(Debug)]
-pub struct ReceivedHead {
+pub(super) struct ReceivedHead {
     pub bytes: BytesMut,
     /// The length of the head alone.
     pub length: usize,
 }
 
 /// Reads one head after another.
-pub struct HeadReader {
+pub(super) struct HeadReader {
     limits: ConnectionLimits,
     /// The one timer of the connection between its requests.
     timer: Pin<Box<Sleep>>,
@@ -63,13 +63,13 @@ enum ReceiveResult {
 }
 
 impl HeadReader {
-    pub fn new(limits: ConnectionLimits) -> Self {
+    pub(super) fn new(limits: ConnectionLimits) -> Self {
         let timer = Box::pin(sleep_until(Instant::now() + limits.idle));
         HeadReader { limits, timer, held: BytesMut::new() }
     }
 
     /// Reads the head of the next request; `header_bytes` is the limit that applies to it.
-    pub async fn next(&mut self, source: &mut HeadSource<'_>, header_bytes: u64) -> IncomingRequest {
+    pub(super) async fn next(&mut self, source: &mut HeadSource<'_>, header_bytes: u64) -> IncomingRequest {
         if self.begin(source).await {
             self.finish(source, header_bytes, false).await
         } else {
@@ -78,13 +78,13 @@ impl HeadReader {
     }
 
     /// Waits for the first bytes of a request. Returns whether they came.
-    pub async fn begin(&mut self, source: &mut HeadSource<'_>) -> bool {
+    pub(super) async fn begin(&mut self, source: &mut HeadSource<'_>) -> bool {
         self.timer.as_mut().reset(Instant::now() + self.limits.idle);
         matches!(self.receive(source).await, ReceiveResult::Bytes)
     }
 
     /// Reads the head that has begun. `preface`: it may turn out to be HTTP/2's preface.
-    pub async fn finish(
+    pub(super) async fn finish(
         &mut self,
         source: &mut HeadSource<'_>,
         header_bytes: u64,

@@ -24,7 +24,7 @@ use crate::reject::{ErrorShape, Reject};
 const MAX_REFUSAL_TIME: Duration = Duration::from_secs(1);
 
 /// Serves the request with this head, and the following requests of the connection.
-pub async fn serve(
+pub(super) async fn serve(
     mut stream: Stream,
     mut head: ReceivedHead,
     mut reader: HeadReader,
@@ -63,7 +63,7 @@ fn session(stream: Stream, mut head: ReceivedHead, limits: &ConnectionLimits) ->
 }
 
 /// Answers an unreadable request with a refusal, and ends the connection.
-pub async fn refuse(mut stream: Stream, reject: Reject, observer: &Observer) {
+pub(super) async fn refuse(mut stream: Stream, reject: Reject, observer: &Observer) {
     observer.head_refused(reject.label());
     let answer = respond::refusal(&reject, ErrorShape::default());
     let status = answer.status();

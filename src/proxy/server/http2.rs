@@ -147,7 +147,7 @@ fn options(header_bytes: u64) -> H2Options {
 }
 
 /// Serves the streams of a connection until it ends. `ahead` was received already.
-pub async fn serve(
+pub(super) async fn serve(
     transport: Transport,
     socket: Option<Arc<SocketDigest>>,
     ahead: BytesMut,

@@ -28,7 +28,7 @@ enum BoundSocket {
 }
 
 /// A connection that was accepted.
-pub enum AcceptedSocket {
+pub(super) enum AcceptedSocket {
     Tcp(TcpStream, Arc<SocketDigest>),
     Unix(UnixStream),
 }

@@ -27,7 +27,7 @@ const RST_STREAM: u8 = 3;
 
 /// Follows the frames that a client sends.
 #[derive(Debug)]
-pub struct ResetWatch {
+pub(super) struct ResetWatch {
     /// Bytes of the preface or of a payload that are still to come.
     skip: usize,
     head: [u8; FRAME_HEAD_BYTES],
@@ -40,7 +40,7 @@ pub struct ResetWatch {
 }
 
 impl ResetWatch {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         ResetWatch {
             skip: H2_PREFACE.len(),
             head: [0; FRAME_HEAD_BYTES],
@@ -53,7 +53,7 @@ impl ResetWatch {
     }
 
     /// Takes the next bytes of the connection. Returns whether the client abuses it.
-    pub fn is_abused(&mut self, mut bytes: &[u8], now: Instant) -> bool {
+    pub(super) fn is_abused(&mut self, mut bytes: &[u8], now: Instant) -> bool {
         loop {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;

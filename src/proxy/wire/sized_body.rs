@@ -14,7 +14,7 @@ const MAX_DIGITS: usize = 18;
 
 /// See the module.
 #[derive(Debug)]
-pub struct SizedBody {
+pub(crate) struct SizedBody {
     /// The declared length.
     pub length: u64,
     /// What was received with the head.
@@ -25,7 +25,7 @@ pub struct SizedBody {
 
 impl SizedBody {
     /// Takes the body from behind a head of so many bytes, if it has a single plain length.
-    pub fn split(bytes: &mut BytesMut, head: usize) -> Option<SizedBody> {
+    pub(crate) fn split(bytes: &mut BytesMut, head: usize) -> Option<SizedBody> {
         let digits = plain_length(&bytes[..head])?;
         let text = std::str::from_utf8(&bytes[digits.clone()]).ok()?;
         let length: u64 = text.parse().ok()?;
@@ -35,7 +35,7 @@ impl SizedBody {
         Some(SizedBody { length, received, left })
     }
 
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.left == 0 && self.received.is_empty()
     }
 }

@@ -9,7 +9,7 @@ pub struct StreamError {
 
 /// The values read so far.
 #[derive(Debug, Default)]
-pub struct MeterReadings {
+pub(super) struct MeterReadings {
     pub counts: UsageCounts,
     pub id: Option<Box<str>>,
     pub failure: Option<StreamError>,
@@ -17,7 +17,7 @@ pub struct MeterReadings {
 
 /// The numbers of a usage under their names in the interfaces.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct UsageCounts {
+pub(super) struct UsageCounts {
     pub prompt: Option<u64>,
     pub input: Option<u64>,
     pub cache_read: Option<u64>,
@@ -31,7 +31,7 @@ pub struct UsageCounts {
 
 impl MeterReadings {
     /// Records an error; its status may follow.
-    pub fn fail(&mut self) {
+    pub(super) fn fail(&mut self) {
         self.failure.get_or_insert_default();
     }
 }
@@ -49,7 +49,7 @@ impl StreamError {
 
 impl UsageCounts {
     /// Replaces the numbers that `later` has.
-    pub fn update(&mut self, later: &UsageCounts) {
+    pub(super) fn update(&mut self, later: &UsageCounts) {
         self.prompt = later.prompt.or(self.prompt);
         self.input = later.input.or(self.input);
         self.cache_read = later.cache_read.or(self.cache_read);

@@ -8,7 +8,7 @@ use crate::route::token_ids::{MissingTokens, SeenTokens};
 
 /// The edits of a chat's messages, with the state of a stream.
 #[derive(Debug)]
-pub struct ChatEdit {
+pub(super) struct ChatEdit {
     think_tags: bool,
     token_ids: bool,
     added_fields: AddedAnswerFields,
@@ -37,7 +37,7 @@ const REASONING_FIELDS: [&str; 2] = ["reasoning", "reasoning_content"];
 
 impl ChatEdit {
     /// The edits of a route; `None`: it leaves messages as they are.
-    pub fn new(route: &RouteConfig, added_fields: AddedAnswerFields) -> Option<Self> {
+    pub(super) fn new(route: &RouteConfig, added_fields: AddedAnswerFields) -> Option<Self> {
         let RouteConfig { think_tags, token_ids, .. } = *route;
         let (thoughts, seen, missing) = (OpenReasoning::default(), SeenTokens::default(), None);
         let edit = ChatEdit { think_tags, token_ids, added_fields, thoughts, seen, missing };
@@ -45,7 +45,13 @@ impl ChatEdit {
     }
 
     /// Edits the choices, each of which has its message under `key`.
-    pub fn choices(&mut self, bytes: &[u8], object: &JsonObject<'_>, key: &str, out: &mut Splices<'_>) {
+    pub(super) fn choices(
+        &mut self,
+        bytes: &[u8],
+        object: &JsonObject<'_>,
+        key: &str,
+        out: &mut Splices<'_>,
+    ) {
         let Some(span) = object.get("choices") else { return };
         let choices =
             json::items(bytes, span.start, |at| Some((json::object(bytes, at), json::value_end(bytes, at)?)));

@@ -12,7 +12,7 @@ const MAX_COMPARED_KEY_BYTES: usize = 8;
 
 /// Puts the client's name of the model in place of the served one, in an answer that arrives in pieces.
 #[derive(Debug)]
-pub struct ModelRenamer {
+pub(super) struct ModelRenamer {
     /// The client's name with its quotes; `None`: nothing is changed.
     name: Option<Vec<u8>>,
     walker: ChunkWalker,
@@ -43,12 +43,12 @@ struct ComparedKey {
 // === impl ModelRenamer ===
 
 impl ModelRenamer {
-    pub fn new(name: Option<Vec<u8>>) -> Self {
+    pub(super) fn new(name: Option<Vec<u8>>) -> Self {
         ModelRenamer { name, walker: ChunkWalker::new(), names: ModelNames::default() }
     }
 
     /// Edits the next piece and appends the result to `out`.
-    pub fn feed(&mut self, piece: &[u8], out: &mut Vec<u8>) {
+    pub(super) fn feed(&mut self, piece: &[u8], out: &mut Vec<u8>) {
         let Some(name) = &self.name else {
             out.extend_from_slice(piece);
             return;

@@ -37,7 +37,7 @@ struct CurrentEvent {
 }
 
 impl TerminalWatch {
-    pub fn new(dialect: BodyDialect) -> Self {
+    pub(super) fn new(dialect: BodyDialect) -> Self {
         TerminalWatch {
             lines: LineSplitter::new(MAX_WATCHED_LINE_BYTES),
             dialect,
@@ -46,7 +46,7 @@ impl TerminalWatch {
     }
 
     /// Reads the next piece. Whether the terminal event is in it.
-    pub fn feed(&mut self, piece: &[u8], end: bool) -> bool {
+    pub(super) fn feed(&mut self, piece: &[u8], end: bool) -> bool {
         if !self.event.has_terminal_name && self.lines.are_whole_in(piece) && self.has_no_terminal(piece) {
             self.lines.skip(piece);
             return false;

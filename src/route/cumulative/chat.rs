@@ -7,7 +7,7 @@ use super::fingerprint;
 use crate::json::has_at_most;
 
 /// The members of a chat, of a completion, or of an answer.
-pub type ChatFields = Map<String, Value>;
+pub(super) type ChatFields = Map<String, Value>;
 
 /// The largest chat that is read.
 pub const MAX_CHAT_BYTES: usize = 32 << 20;

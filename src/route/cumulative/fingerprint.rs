@@ -4,21 +4,21 @@ use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
 /// The members that hold a model's reasoning.
-pub const REASONING_MEMBERS: [&str; 2] = ["reasoning", "reasoning_content"];
+pub(super) const REASONING_MEMBERS: [&str; 2] = ["reasoning", "reasoning_content"];
 
 /// The fingerprint of a message. A member that is null or an empty list of calls counts as absent, and a list
 /// of one text as the text: clients send answers back in any of these forms.
-pub fn of_message(message: &Value) -> u128 {
+pub(super) fn of_message(message: &Value) -> u128 {
     of_members(message, &[])
 }
 
 /// The fingerprint of an answer without its reasoning.
-pub fn of_reply(message: &Value) -> u128 {
+pub(super) fn of_reply(message: &Value) -> u128 {
     of_members(message, &REASONING_MEMBERS)
 }
 
 /// The fingerprint of any value.
-pub fn of_value(value: &Value) -> u128 {
+pub(super) fn of_value(value: &Value) -> u128 {
     let mut digest = Xxh3::new();
     feed(value, &mut digest);
     digest.digest128()

@@ -13,14 +13,14 @@ const OPEN_TAG: &str = "<think>";
 const CLOSE_TAG: &str = "</think>";
 
 /// The largest number of edits in a request's messages.
-pub const MAX_CHANGES: usize = 100_000;
+pub(super) const MAX_CHANGES: usize = 100_000;
 
 /// The text in every tag, whether its brackets are escaped or not.
 static TAG_NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"think"));
 
 /// The changes of a route to the messages of a request.
 #[derive(Debug)]
-pub struct MessageEdits {
+pub(super) struct MessageEdits {
     /// The field whose messages are changed, if any.
     pub field: Option<&'static str>,
     /// The old and the new role, the latter as a JSON string.
@@ -39,7 +39,7 @@ struct MessageReasoning {
 
 impl MessageEdits {
     /// The body, and the changes to its messages.
-    pub fn read<'a>(
+    pub(super) fn read<'a>(
         &self,
         bytes: &'a [u8],
         end_of: &dyn Fn(usize) -> Option<usize>,

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 /// The removed fields of one object.
 #[derive(Debug, Default)]
-pub struct RemovedFields {
+pub(super) struct RemovedFields {
     pub names: Vec<String>,
     /// Fields further inside.
     pub inner: Vec<RemovedInside>,
@@ -13,7 +13,7 @@ pub struct RemovedFields {
 
 /// The removed fields inside one member.
 #[derive(Debug)]
-pub struct RemovedInside {
+pub(super) struct RemovedInside {
     pub key: String,
     /// The member is a list, and the fields are removed from each of its items.
     pub in_items: bool,
@@ -22,7 +22,7 @@ pub struct RemovedInside {
 
 impl RemovedFields {
     /// Parses paths that the configuration check has accepted.
-    pub fn parse(paths: &[String]) -> Self {
+    pub(super) fn parse(paths: &[String]) -> Self {
         let mut all = RemovedFields::default();
         paths.iter().for_each(|path| all.add(path));
         all
@@ -44,14 +44,14 @@ impl RemovedFields {
     }
 
     /// The fields that are removed inside a member: of a map, or of each item of a list.
-    pub fn inside(&self, key: &str, in_items: bool) -> Option<&RemovedFields> {
+    pub(super) fn inside(&self, key: &str, in_items: bool) -> Option<&RemovedFields> {
         let mut inner = self.inner.iter();
         let found = inner.find(|inside| inside.key == key && inside.in_items == in_items);
         found.map(|inside| &inside.fields)
     }
 
     /// Removes the deeper fields from a value of the route itself.
-    pub fn strip_inside(&self, value: &mut Map<String, Value>) {
+    pub(super) fn strip_inside(&self, value: &mut Map<String, Value>) {
         for inside in &self.inner {
             match value.get_mut(&inside.key) {
                 Some(Value::Object(object)) if !inside.in_items => inside.fields.strip(object),

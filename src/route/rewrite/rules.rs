@@ -17,7 +17,7 @@ const MAX_SCANNED_RULES: usize = 32;
 
 /// The rules for the members of one object.
 #[derive(Debug)]
-pub struct MemberRules {
+pub(super) struct MemberRules {
     list: Vec<MemberRule>,
     removed: Vec<String>,
     /// Of all keys, where there are many.
@@ -50,7 +50,11 @@ struct MemberRule {
 
 impl MemberRules {
     /// `below`: defaults. `above`: overrides. `removed`: fields to remove, unless they are overridden.
-    pub fn new(below: &Map<String, Value>, above: &Map<String, Value>, fields: &RemovedFields) -> Self {
+    pub(super) fn new(
+        below: &Map<String, Value>,
+        above: &Map<String, Value>,
+        fields: &RemovedFields,
+    ) -> Self {
         let mut below = Cow::Borrowed(below);
         // A copy at each level of deep defaults would hold all of them at once.
         if !fields.inner.is_empty() {
@@ -82,7 +86,7 @@ impl MemberRules {
     }
 
     /// `said`: whether the object has the field of this key's default under another name.
-    pub fn apply<'t>(
+    pub(super) fn apply<'t>(
         &'t self,
         bytes: &[u8],
         object: &JsonObject<'_>,
@@ -142,7 +146,7 @@ impl MemberRules {
     }
 
     /// The bytes of all texts that may be inserted into a body.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let of_rule = |rule: &MemberRule| {
             let own = [&rule.value, &rule.member].into_iter().flatten().map(Vec::len).sum::<usize>();
             own + rule.inside().map(MemberRules::bytes).sum::<usize>()
@@ -151,13 +155,13 @@ impl MemberRules {
     }
 
     /// The depth of nested objects that are read at once.
-    pub fn depth(&self) -> usize {
+    pub(super) fn depth(&self) -> usize {
         let inner = self.list.iter().flat_map(MemberRule::inside);
         1 + inner.map(MemberRules::depth).max().unwrap_or_default()
     }
 
     /// Whether items of lists are read.
-    pub fn reads_items(&self) -> bool {
+    pub(super) fn reads_items(&self) -> bool {
         let mut inner = self.list.iter().flat_map(MemberRule::inside);
         self.list.iter().any(|rule| rule.items.is_some()) || inner.any(MemberRules::reads_items)
     }
@@ -239,7 +243,7 @@ impl MemberRule {
 }
 
 /// Applies a merge patch (RFC 7396).
-pub fn patch(target: &mut Value, with: &Value) {
+pub(super) fn patch(target: &mut Value, with: &Value) {
     let Value::Object(with) = with else {
         *target = with.clone();
         return;

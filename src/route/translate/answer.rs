@@ -38,30 +38,30 @@ impl AnswerFault {
 }
 
 /// The text that a message has under one of these names; an empty one is none.
-pub fn text<'a>(message: &'a Value, names: &[&str]) -> Option<&'a str> {
+pub(super) fn text<'a>(message: &'a Value, names: &[&str]) -> Option<&'a str> {
     let texts = names.iter().filter_map(|name| message[*name].as_str());
     texts.into_iter().find(|text| !text.is_empty())
 }
 
 /// Whether a message, or a piece of one, is made of tokens that clients see.
-pub fn has_text(message: &Value) -> bool {
+pub(super) fn has_text(message: &Value) -> bool {
     let calls = message["tool_calls"].as_array().is_some_and(|calls| !calls.is_empty());
     calls || text(message, &REASONING_FIELDS).or(text(message, &["content", "refusal"])).is_some()
 }
 
 /// Where engines put what the model thought.
-pub const REASONING_FIELDS: [&str; 2] = ["reasoning", "reasoning_content"];
+pub(super) const REASONING_FIELDS: [&str; 2] = ["reasoning", "reasoning_content"];
 
 /// An answer that came whole: the chat, and its first choice, which is no longer in it.
 #[derive(Debug)]
-pub struct WholeChat {
+pub(super) struct WholeChat {
     pub chat: Value,
     pub choice: Value,
 }
 
 impl WholeChat {
     /// Parses the answer to a chat.
-    pub fn read(body: &[u8]) -> Result<Self, AnswerFault> {
+    pub(super) fn read(body: &[u8]) -> Result<Self, AnswerFault> {
         if !has_at_most(body, MAX_ANSWER_VALUES) {
             return Err(AnswerFault::ManyValues);
         }
@@ -77,7 +77,7 @@ impl WholeChat {
     }
 
     /// What the answer says of its tokens. `Err`: it lacks some of what a trainer needs.
-    pub fn take_tokens(&mut self) -> Result<AnswerTokens, AnswerFault> {
+    pub(super) fn take_tokens(&mut self) -> Result<AnswerTokens, AnswerFault> {
         let mut tokens = AnswerTokens::default();
         tokens.collect(&mut self.chat, &mut self.choice);
         match tokens.missing(has_text(&self.choice["message"])) {

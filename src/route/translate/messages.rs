@@ -13,7 +13,7 @@ mod history;
 mod request;
 mod tools;
 
-pub use self::answer::{count, error, whole};
-pub use self::blocks::MessageBuilder;
-pub use self::events::MessageEvents;
-pub use self::request::{translate, translate_count};
+pub(super) use self::answer::{count, error, whole};
+pub(super) use self::blocks::MessageBuilder;
+pub(super) use self::events::MessageEvents;
+pub(super) use self::request::{translate, translate_count};

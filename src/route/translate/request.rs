@@ -24,15 +24,15 @@ pub fn memory_needed(body_len: usize) -> u64 {
 }
 
 /// The members of a JSON object.
-pub type JsonFields = Map<String, Value>;
+pub(super) type JsonFields = Map<String, Value>;
 
 /// The refusal of what stands at `param`.
-pub fn refused(param: impl Into<String>, message: impl Into<String>) -> Reject {
+pub(super) fn refused(param: impl Into<String>, message: impl Into<String>) -> Reject {
     Reject::Field { param: param.into(), message: message.into() }
 }
 
 /// The fields of a body that are not null. `Ok(None)`: the body is no JSON object.
-pub fn fields(body: &[u8]) -> Result<Option<JsonFields>, Reject> {
+pub(super) fn fields(body: &[u8]) -> Result<Option<JsonFields>, Reject> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     if !json::has_at_most(body, MAX_TREE_VALUES) {
         let message = format!("The body has more than the {MAX_TREE_VALUES} values that can be translated.");

@@ -10,7 +10,7 @@ mod items;
 mod request;
 mod response;
 
-pub use self::answer::whole;
-pub use self::events::ResponseEvents;
-pub use self::request::translate;
-pub use self::response::{RequestEcho, ResponseBuilder};
+pub(super) use self::answer::whole;
+pub(super) use self::events::ResponseEvents;
+pub(super) use self::request::translate;
+pub(super) use self::response::{RequestEcho, ResponseBuilder};

@@ -18,7 +18,7 @@ use crate::route::token_ids::MissingTokens;
 use crate::sse::{LineSplitter, SseField, SseLine, SsePiece};
 
 /// Writes the events of one API for what the chunks of a chat say.
-pub trait ChatEvents: Debug {
+pub(super) trait ChatEvents: Debug {
     /// The first chunk has come.
     fn begin(&mut self, chunk: &Value);
     /// The first choice says more.
@@ -35,7 +35,7 @@ pub trait ChatEvents: Debug {
 
 /// How a chat ended, and what it took.
 #[derive(Debug, Default)]
-pub struct ChatEnd {
+pub(super) struct ChatEnd {
     pub finish_reason: String,
     /// The stop string that ended it, or what else the engine has there.
     pub stop_reason: Value,
@@ -47,20 +47,21 @@ pub struct ChatEnd {
 
 /// Why a stream cannot go on.
 #[derive(Debug)]
-pub struct StreamFault(&'static str);
+pub(super) struct StreamFault(&'static str);
 
 impl StreamFault {
     /// The stream ended before the answer was whole.
-    pub const ENDED: StreamFault = StreamFault("The upstream ended before the answer was whole.");
+    pub(super) const ENDED: StreamFault = StreamFault("The upstream ended before the answer was whole.");
     /// An event of the stream is not a chunk of a chat.
-    pub const UNREADABLE: StreamFault = StreamFault("The upstream's stream cannot be read as a chat.");
+    pub(super) const UNREADABLE: StreamFault = StreamFault("The upstream's stream cannot be read as a chat.");
     /// The answer exceeds the limit for translation.
-    pub const TOO_LONG: StreamFault = StreamFault("The upstream's answer is too long to be translated.");
+    pub(super) const TOO_LONG: StreamFault =
+        StreamFault("The upstream's answer is too long to be translated.");
 }
 
 /// Translates the stream of a chat into events of another interface.
 #[derive(Debug)]
-pub struct ChatStreamTranslator<E> {
+pub(super) struct ChatStreamTranslator<E> {
     lines: LineSplitter,
     chat: ChatStream<E>,
 }
@@ -81,7 +82,7 @@ struct ChatStream<E> {
 
 impl<E: ChatEvents> ChatStreamTranslator<E> {
     /// `token_ids`: a stream without the token ids that its route requests ends with an error.
-    pub fn new(events: E, names: Option<ModelRename>, token_ids: bool) -> Self {
+    pub(super) fn new(events: E, names: Option<ModelRename>, token_ids: bool) -> Self {
         let end = ChatEnd::default();
         let (has_begun, has_finished, over, broken) = (false, false, false, false);
         let chat = ChatStream { events, names, token_ids, has_begun, has_finished, end, over, broken };
@@ -89,7 +90,7 @@ impl<E: ChatEvents> ChatStreamTranslator<E> {
     }
 
     /// Takes the next piece, and gives the events that it makes; the last of them says what is broken.
-    pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
+    pub(super) fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
         if let Err(StreamFault(why)) = self.pieces(piece, end) {
             self.chat.fault(why, 502);
             self.chat.broken = true;
@@ -97,7 +98,7 @@ impl<E: ChatEvents> ChatStreamTranslator<E> {
         std::mem::take(self.chat.events.out())
     }
 
-    pub fn is_broken(&self) -> bool {
+    pub(super) fn is_broken(&self) -> bool {
         self.chat.broken
     }
 
@@ -206,7 +207,7 @@ impl<E: ChatEvents> ChatStream<E> {
 }
 
 /// The error that a document has, as vLLM writes it. Before 0.10.1 it was the whole document.
-pub fn error_in(mut document: Value) -> Value {
+pub(super) fn error_in(mut document: Value) -> Value {
     match document.get_mut("error").map(Value::take) {
         Some(error @ Value::Object(_)) => error,
         Some(Value::String(message)) => json!({ "message": message }),

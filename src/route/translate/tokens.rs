@@ -11,7 +11,7 @@ const TOKEN_FIELDS: [&str; 4] =
 
 /// What a trainer reads of an answer, as it comes: token ids, log-probabilities and each token's experts.
 #[derive(Debug, Default)]
-pub struct AnswerTokens {
+pub(super) struct AnswerTokens {
     prompt: Value,
     ids: Option<Vec<Value>>,
     logprobs: Option<Vec<Value>>,
@@ -19,7 +19,7 @@ pub struct AnswerTokens {
 }
 
 /// The tokens that an item of a history says it was made of, which are taken out of it.
-pub fn take_tokens(item: &mut Map<String, Value>) -> Option<Map<String, Value>> {
+pub(super) fn take_tokens(item: &mut Map<String, Value>) -> Option<Map<String, Value>> {
     let fields = TOKEN_FIELDS.iter().filter_map(|key| item.shift_remove_entry(*key));
     let tokens: Map<String, Value> = fields.filter(|(_, value)| !value.is_null()).collect();
     let has_prompt =
@@ -32,7 +32,7 @@ pub fn take_tokens(item: &mut Map<String, Value>) -> Option<Map<String, Value>> 
 impl AnswerTokens {
     /// Takes what an answer, or one chunk of it, says of its tokens. Engines of trainers have all of it on
     /// the message; vLLM has it beside the message.
-    pub fn collect(&mut self, chat: &mut Value, choice: &mut Value) {
+    pub(super) fn collect(&mut self, chat: &mut Value, choice: &mut Value) {
         let place = if choice["message"].is_object() { "message" } else { "delta" };
         // A delta need not be an object: an upstream may send anything.
         let mut on_message = |key: &str| choice[place].get_mut(key).map(Value::take).unwrap_or_default();
@@ -59,7 +59,7 @@ impl AnswerTokens {
     }
 
     /// What the answer, or the stream so far, lacks. `has_text`: its message is made of tokens.
-    pub fn missing(&self, has_text: bool) -> Option<MissingTokens> {
+    pub(super) fn missing(&self, has_text: bool) -> Option<MissingTokens> {
         let has_ids = self.ids.as_ref().is_some_and(|ids| !ids.is_empty());
         let seen = SeenTokens {
             prompt: self.prompt.is_array(),
@@ -70,7 +70,7 @@ impl AnswerTokens {
     }
 
     /// Puts all of it on an item, as NeMo Gym's clients read it there: if there is any, with a list for each.
-    pub fn put_on(self, item: &mut Value) {
+    pub(super) fn put_on(self, item: &mut Value) {
         if !self.prompt.is_array() && self.ids.is_none() {
             return;
         }

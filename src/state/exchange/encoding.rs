@@ -15,21 +15,32 @@ use super::{
 
 /// The kinds of parts on the wire.
 mod kind {
-    /// The kinds of the parts of a message.
-    pub const BALANCER: u64 = 1;
-    pub const NAMES: u64 = 2;
-    pub const GAUGES: u64 = 3;
+    /// The name and the address of the sender.
+    pub(super) const BALANCER: u64 = 1;
+    /// The names of upstreams that the other parts number.
+    pub(super) const NAMES: u64 = 2;
+    /// The load in flight by upstream.
+    pub(super) const GAUGES: u64 = 3;
     /// Chains of the first releases, without a depth; read only.
-    pub const FIRST_CHAINS: u64 = 4;
-    pub const BOUND: u64 = 5;
-    pub const CHAIN_REQUESTS: u64 = 6;
-    pub const MEMBERS: u64 = 7;
-    pub const LEAVING: u64 = 8;
-    pub const FINGERPRINT: u64 = 9;
-    pub const REPORTS: u64 = 10;
-    pub const TAKE_BACKS: u64 = 11;
-    pub const CHAINS: u64 = 12;
-    pub const SERVED: u64 = 13;
+    pub(super) const FIRST_CHAINS: u64 = 4;
+    /// The upstreams of sessions and stored responses.
+    pub(super) const BOUND: u64 = 5;
+    /// Requests for whole chains.
+    pub(super) const CHAIN_REQUESTS: u64 = 6;
+    /// The list of members has changed.
+    pub(super) const MEMBERS: u64 = 7;
+    /// The balancer shuts down.
+    pub(super) const LEAVING: u64 = 8;
+    /// The way in which the sender makes chains.
+    pub(super) const FINGERPRINT: u64 = 9;
+    /// What the sender found about upstreams.
+    pub(super) const REPORTS: u64 = 10;
+    /// Chains that never reached an engine.
+    pub(super) const TAKE_BACKS: u64 = 11;
+    /// The prompts that upstreams were sent.
+    pub(super) const CHAINS: u64 = 12;
+    /// The upstreams that the sender serves.
+    pub(super) const SERVED: u64 = 13;
 }
 
 // === writing ===

@@ -33,13 +33,18 @@ const MAX_TIME: Duration = Duration::from_secs(3600);
 
 /// The kinds of the fields of a report.
 mod field {
-    /// The kinds of the fields of a report.
-    pub const PROBE: u64 = 1;
-    pub const CARDS: u64 = 2;
-    pub const VERSION: u64 = 3;
-    pub const ENGINE: u64 = 4;
-    pub const BUSY: u64 = 5;
-    pub const TRIPPED: u64 = 6;
+    /// The outcome of the probe.
+    pub(super) const PROBE: u64 = 1;
+    /// The cards of the models.
+    pub(super) const CARDS: u64 = 2;
+    /// The version of the engine.
+    pub(super) const VERSION: u64 = 3;
+    /// What the metrics of the engine say.
+    pub(super) const ENGINE: u64 = 4;
+    /// Until when the engine is full.
+    pub(super) const BUSY: u64 = 5;
+    /// Until when the breaker is open.
+    pub(super) const TRIPPED: u64 = 6;
 }
 
 /// The findings of one balancer about one upstream; each part may be absent.

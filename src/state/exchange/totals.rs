@@ -46,7 +46,7 @@ struct UpstreamTotal {
 
 impl LoadSum {
     /// Replaces one summand.
-    pub fn replace(&mut self, before: &SiblingLoad, after: &SiblingLoad) {
+    pub(super) fn replace(&mut self, before: &SiblingLoad, after: &SiblingLoad) {
         let replaced = |sum: u128, before: u64, after: u64| sum + u128::from(after) - u128::from(before);
         self.active = replaced(self.active, before.active, after.active);
         self.backlog = replaced(self.backlog, before.backlog, after.backlog);
@@ -54,7 +54,7 @@ impl LoadSum {
     }
 
     /// Returns the sum, at most `u64::MAX` each.
-    pub fn load(&self) -> SiblingLoad {
+    pub(super) fn load(&self) -> SiblingLoad {
         let bounded = |sum: u128| u64::try_from(sum).unwrap_or(u64::MAX);
         SiblingLoad {
             active: bounded(self.active),
@@ -68,13 +68,13 @@ impl LoadSum {
 
 impl UpstreamTotals {
     /// Returns the number of a known upstream.
-    pub fn find(&self, name: &str) -> Option<usize> {
+    pub(super) fn find(&self, name: &str) -> Option<usize> {
         self.numbers.get(name).copied()
     }
 
     /// Returns the number of an upstream; a new one where it is unknown. `None`: there are too many upstreams
     /// with requests in flight.
-    pub fn number(&mut self, name: &str) -> Option<usize> {
+    pub(super) fn number(&mut self, name: &str) -> Option<usize> {
         if let Some(number) = self.find(name) {
             return Some(number);
         }
@@ -112,7 +112,7 @@ impl UpstreamTotals {
     }
 
     /// Replaces the load of one sibling on an upstream.
-    pub fn replace(&mut self, number: usize, before: &SiblingLoad, after: &SiblingLoad) {
+    pub(super) fn replace(&mut self, number: usize, before: &SiblingLoad, after: &SiblingLoad) {
         let total = &mut self.all[number];
         total.sum.replace(before, after);
         total.siblings += usize::from(!after.is_idle());
@@ -123,12 +123,12 @@ impl UpstreamTotals {
     }
 
     /// Returns the total of an upstream.
-    pub fn total(&self, name: &str) -> SiblingLoad {
+    pub(super) fn total(&self, name: &str) -> SiblingLoad {
         self.find(name).map(|number| self.all[number].sum.load()).unwrap_or_default()
     }
 
     /// Returns the totals that have changed since the last call.
-    pub fn take_changes(&mut self) -> Vec<(Arc<str>, SiblingLoad)> {
+    pub(super) fn take_changes(&mut self) -> Vec<(Arc<str>, SiblingLoad)> {
         let UpstreamTotals { all, changed, swept, .. } = self;
         *swept = false;
         let changes = changed.drain(..).map(|number| {

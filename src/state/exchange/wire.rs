@@ -13,7 +13,7 @@ pub struct WireReader<'a>(&'a [u8]);
 // === writing ===
 
 /// Appends a number in groups of seven bits, lowest first.
-pub fn put_number(out: &mut Vec<u8>, number: u64) {
+pub(super) fn put_number(out: &mut Vec<u8>, number: u64) {
     let mut left = number;
     while left >= 0x80 {
         out.push(left as u8 | 0x80);
@@ -23,12 +23,12 @@ pub fn put_number(out: &mut Vec<u8>, number: u64) {
 }
 
 /// Appends bytes behind their length.
-pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(super) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     put_number(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
-pub fn put_hash(out: &mut Vec<u8>, hash: u64) {
+pub(super) fn put_hash(out: &mut Vec<u8>, hash: u64) {
     out.extend_from_slice(&hash.to_le_bytes());
 }
 

@@ -30,10 +30,10 @@ use crate::prompt::chain::thinning::{stored_count, stored_depth, stored_weight};
 
 /// The number of columns in one word of holders. The first word is part of the block; further words are
 /// allocated when there are more upstreams.
-pub const WORD_BITS: usize = u64::BITS as usize;
+pub(super) const WORD_BITS: usize = u64::BITS as usize;
 
 /// The largest number of words of holders.
-pub const MAX_HOLDER_WORDS: usize = 64;
+pub(super) const MAX_HOLDER_WORDS: usize = 64;
 
 /// The number of blocks that are allocated at a time.
 const BLOCKS_PER_PART: usize = 1 << 13;
@@ -51,7 +51,7 @@ const MAX_DEPTH: usize = (1 << DEPTH_BITS) - 1;
 const MAX_CLIMB_BLOCKS: usize = 256;
 
 /// The number of groups of upstreams whose conversations are counted apart.
-pub const MAX_GROUPS: usize = 1 << (u32::BITS - DEPTH_BITS);
+pub(super) const MAX_GROUPS: usize = 1 << (u32::BITS - DEPTH_BITS);
 
 /// One block, or an ending.
 struct Block {
@@ -73,7 +73,7 @@ struct Block {
 
 /// The place of a new block.
 #[derive(Clone, Copy, Debug)]
-pub enum BlockParent {
+pub(super) enum BlockParent {
     /// The block is the first of a chain that an upstream of this group was sent.
     None { group: u8 },
     /// The block follows this one.
@@ -84,7 +84,7 @@ pub enum BlockParent {
 type LazyParts<T> = Box<[OnceLock<Box<[T]>>]>;
 
 /// All blocks, with a directory by hash.
-pub struct BlockTable {
+pub(super) struct BlockTable {
     parts: LazyParts<Block>,
     /// The words of holders after the first.
     more: Box<[OnceLock<LazyParts<AtomicU64>>]>,
@@ -101,7 +101,7 @@ pub struct BlockTable {
 
 /// What the writer of the table owns beside it.
 #[derive(Debug)]
-pub struct TableWriter {
+pub(super) struct TableWriter {
     /// The first entry that was never used.
     fresh: u32,
     /// The first freed entry.
@@ -132,7 +132,7 @@ fn parts<T>(count: usize) -> LazyParts<T> {
 
 impl BlockTable {
     /// Builds a table of at most `max_blocks`. Clients must not know `seed`.
-    pub fn new(max_blocks: usize, seed: u64) -> Self {
+    pub(super) fn new(max_blocks: usize, seed: u64) -> Self {
         BlockTable {
             parts: parts(max_blocks.div_ceil(BLOCKS_PER_PART).max(1)),
             more: parts(MAX_HOLDER_WORDS - 1),
@@ -146,12 +146,12 @@ impl BlockTable {
     }
 
     /// Returns the number of endings, and of the blocks that the stored blocks stand for.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.size.load(Relaxed)
     }
 
     /// Returns the memory in bytes.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let made = |count: usize, size: usize| count * BLOCKS_PER_PART * size;
         let blocks = made(self.parts.iter().filter(|part| part.get().is_some()).count(), size_of::<Block>());
         let words = self.more.iter().filter_map(OnceLock::get).flat_map(|word| word.iter());
@@ -160,7 +160,7 @@ impl BlockTable {
     }
 
     /// Finds the block; `NO_ENTRY` when no upstream holds it.
-    pub fn find(&self, hash: u64) -> u32 {
+    pub(super) fn find(&self, hash: u64) -> u32 {
         let is = |at: u32| self.at(at).hash.load(Relaxed) == hash;
         match self.directory.glance(self, self.mixed(hash), is) {
             NO_ENTRY => self.directory.find(self, self.mixed(hash), is),
@@ -170,7 +170,7 @@ impl BlockTable {
 
     /// As `find`, for the block behind another one in a chain. Blocks that were learned together are mostly
     /// adjacent, so this checks the next entry first, which the processor has fetched already.
-    pub fn find_after(&self, before: u32, hash: u64) -> u32 {
+    pub(super) fn find_after(&self, before: u32, hash: u64) -> u32 {
         let next = before.wrapping_add(1);
         let part = self.parts.get(next as usize / BLOCKS_PER_PART).and_then(OnceLock::get);
         // A vacant entry keeps its old hash, but has no place.
@@ -181,7 +181,7 @@ impl BlockTable {
     }
 
     /// Returns one word of the holders of an entry.
-    pub fn holders(&self, at: u32, word: usize) -> u64 {
+    pub(super) fn holders(&self, at: u32, word: usize) -> u64 {
         match word.checked_sub(1) {
             None => self.at(at).holders.load(Acquire),
             Some(more) => self.more[more].get().map_or(0, |parts| {
@@ -193,22 +193,22 @@ impl BlockTable {
     }
 
     /// Returns the number of conversations in the group of a block's chain.
-    pub fn conversations(&self, at: u32) -> u32 {
+    pub(super) fn conversations(&self, at: u32) -> u32 {
         self.conversations_of(self.at(at).place.load(Relaxed)).load(Relaxed)
     }
 
     /// Returns the number of conversations through a block.
-    pub fn branches(&self, at: u32) -> u32 {
+    pub(super) fn branches(&self, at: u32) -> u32 {
         self.at(at).branches.load(Relaxed).cast_signed().max(1).cast_unsigned()
     }
 
     /// Returns the number of blocks in the prompt up to and including this one.
-    pub fn depth(&self, at: u32) -> usize {
+    pub(super) fn depth(&self, at: u32) -> usize {
         (self.at(at).place.load(Relaxed) as usize) & MAX_DEPTH
     }
 
     /// Returns the number of blocks that the entry stands for; an ending counts as one.
-    pub fn weight(&self, at: u32) -> usize {
+    pub(super) fn weight(&self, at: u32) -> usize {
         if self.is_ending(at) { 1 } else { stored_weight(self.depth(at)) }
     }
 
@@ -217,7 +217,7 @@ impl BlockTable {
     }
 
     /// Whether the entry still has this hash.
-    pub fn is(&self, at: u32, hash: u64) -> bool {
+    pub(super) fn is(&self, at: u32, hash: u64) -> bool {
         self.at(at).hash.load(Relaxed) == hash
     }
 
@@ -238,7 +238,13 @@ impl BlockTable {
 
 impl BlockTable {
     /// Adds a block behind its parent, or the first one of a chain of a group; `None` when there is no room.
-    pub fn add(&self, writer: &mut TableWriter, hash: u64, parent: BlockParent, ending: bool) -> Option<u32> {
+    pub(super) fn add(
+        &self,
+        writer: &mut TableWriter,
+        hash: u64,
+        parent: BlockParent,
+        ending: bool,
+    ) -> Option<u32> {
         let (above, place) = match parent {
             BlockParent::None { group } => (NO_ENTRY, u32::from(group) << DEPTH_BITS | 1),
             BlockParent::Block(above) => {
@@ -265,24 +271,24 @@ impl BlockTable {
 
     /// Whether this block follows that parent. A hash covers all blocks before it, so another parent means an
     /// invalid chain.
-    pub fn follows(&self, at: u32, parent: u32, ending: bool) -> bool {
+    pub(super) fn follows(&self, at: u32, parent: u32, ending: bool) -> bool {
         self.at(at).parent.load(Relaxed) == if ending { parent | ENDING_BIT } else { parent }
     }
 
     /// Whether the entry is an ending.
-    pub fn is_ending(&self, at: u32) -> bool {
+    pub(super) fn is_ending(&self, at: u32) -> bool {
         let parent = self.at(at).parent.load(Relaxed);
         parent != NO_ENTRY && parent & ENDING_BIT != 0
     }
 
     /// Returns the hash of a block.
-    pub fn block_hash(&self, at: u32) -> u64 {
+    pub(super) fn block_hash(&self, at: u32) -> u64 {
         self.at(at).hash.load(Relaxed)
     }
 
     /// Returns the block before this one; a block stays while another follows it. `NO_ENTRY`: it is the
     /// first of its chain.
-    pub fn parent(&self, at: u32) -> u32 {
+    pub(super) fn parent(&self, at: u32) -> u32 {
         match self.at(at).parent.load(Relaxed) {
             NO_ENTRY => NO_ENTRY,
             parent => parent & !ENDING_BIT,
@@ -290,17 +296,17 @@ impl BlockTable {
     }
 
     /// Whether the column holds the block.
-    pub fn is_held_by(&self, at: u32, column: usize) -> bool {
+    pub(super) fn is_held_by(&self, at: u32, column: usize) -> bool {
         self.holders(at, column / WORD_BITS) & (1 << (column % WORD_BITS)) != 0
     }
 
     /// Adds a holder.
-    pub fn hold(&self, at: u32, column: usize) {
+    pub(super) fn hold(&self, at: u32, column: usize) {
         self.word(at, column / WORD_BITS).fetch_or(1 << (column % WORD_BITS), Release);
     }
 
     /// Removes a holder. A block without holders is freed, unless another block follows it.
-    pub fn release(&self, writer: &mut TableWriter, at: u32, column: usize) {
+    pub(super) fn release(&self, writer: &mut TableWriter, at: u32, column: usize) {
         self.word(at, column / WORD_BITS).fetch_and(!(1 << (column % WORD_BITS)), Release);
         let mut at = at;
         while at != NO_ENTRY && self.is_unused(at) {
@@ -378,7 +384,7 @@ impl BlockTable {
     }
 
     /// Completes waiting changes of branches, of at most `max_blocks` blocks.
-    pub fn settle(&self, writer: &mut TableWriter, max_blocks: usize) {
+    pub(super) fn settle(&self, writer: &mut TableWriter, max_blocks: usize) {
         let mut left = max_blocks;
         while left > 0 {
             let Some((at, change)) = writer.changes.pop() else { return };

@@ -8,29 +8,29 @@ use std::collections::BTreeMap;
 
 /// The waiting changes by block: each applies to the block and to all blocks above it.
 #[derive(Debug, Default)]
-pub struct BranchChanges(BTreeMap<u32, i32>);
+pub(super) struct BranchChanges(BTreeMap<u32, i32>);
 
 impl BranchChanges {
     /// Adds a change that waits at this block.
-    pub fn put(&mut self, at: u32, change: i32) {
+    pub(super) fn put(&mut self, at: u32, change: i32) {
         if change != 0 {
             *self.0.entry(at).or_default() += change;
         }
     }
 
     /// Removes and returns the change that waits at a block; 0: none does.
-    pub fn take(&mut self, at: u32) -> i32 {
+    pub(super) fn take(&mut self, at: u32) -> i32 {
         if self.0.is_empty() { 0 } else { self.0.remove(&at).unwrap_or(0) }
     }
 
     /// Removes and returns some waiting change, with its block.
-    pub fn pop(&mut self) -> Option<(u32, i32)> {
+    pub(super) fn pop(&mut self) -> Option<(u32, i32)> {
         self.0.pop_first()
     }
 
     /// Returns the number of blocks with a waiting change.
     #[cfg(test)]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 }

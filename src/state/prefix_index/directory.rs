@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 /// The number that means "no entry".
-pub const NO_ENTRY: u32 = u32::MAX;
+pub(super) const NO_ENTRY: u32 = u32::MAX;
 
 /// The number of buckets that are allocated at a time.
 const BUCKETS_PER_PART: usize = 4096;
@@ -24,14 +24,14 @@ const BUCKETS_PER_PART: usize = 4096;
 const MAX_READ_ATTEMPTS: usize = 64;
 
 /// The arena of the entries.
-pub trait Links {
+pub(super) trait Links {
     fn hash(&self, entry: u32) -> u64;
     fn next(&self, entry: u32) -> u32;
     fn link(&self, entry: u32, next: u32);
 }
 
 /// The hash table.
-pub struct Directory {
+pub(super) struct Directory {
     parts: Box<[OnceLock<Box<[AtomicU32]>>]>,
     buckets: AtomicU32,
     entries: AtomicU32,
@@ -40,7 +40,7 @@ pub struct Directory {
 
 /// Spreads a hash over all bits with a secret seed: clients choose texts and thereby hashes, but cannot put
 /// them into one bucket.
-pub fn mix(hash: u64, seed: u64) -> u64 {
+pub(super) fn mix(hash: u64, seed: u64) -> u64 {
     let spread = (hash ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     spread ^ (spread >> 32)
 }
@@ -49,7 +49,7 @@ pub fn mix(hash: u64, seed: u64) -> u64 {
 
 impl Directory {
     /// Builds a table that grows up to one bucket for each of `max_entries`.
-    pub fn new(max_entries: usize) -> Self {
+    pub(super) fn new(max_entries: usize) -> Self {
         let parts = max_entries.div_ceil(BUCKETS_PER_PART).max(1);
         Directory {
             parts: (0..parts).map(|_| OnceLock::new()).collect(),
@@ -60,7 +60,7 @@ impl Directory {
     }
 
     /// Finds the entry of this hash for which `is` returns true. May miss an entry that is being moved.
-    pub fn glance(&self, links: &impl Links, hash: u64, is: impl Fn(u32) -> bool) -> u32 {
+    pub(super) fn glance(&self, links: &impl Links, hash: u64, is: impl Fn(u32) -> bool) -> u32 {
         let mut at = self.head(place(hash, self.buckets.load(Acquire))).load(Acquire);
         while at != NO_ENTRY && !is(at) {
             at = links.next(at);
@@ -69,7 +69,7 @@ impl Directory {
     }
 
     /// As `glance`, but returns `NO_ENTRY` only when there is no such entry.
-    pub fn find(&self, links: &impl Links, hash: u64, is: impl Fn(u32) -> bool) -> u32 {
+    pub(super) fn find(&self, links: &impl Links, hash: u64, is: impl Fn(u32) -> bool) -> u32 {
         for _ in 0..MAX_READ_ATTEMPTS {
             let moves = self.moves.load(Acquire);
             let at = self.glance(links, hash, &is);
@@ -86,7 +86,7 @@ impl Directory {
     }
 
     /// Adds an entry that is not in the table. For the writer only.
-    pub fn add(&self, links: &impl Links, hash: u64, entry: u32) {
+    pub(super) fn add(&self, links: &impl Links, hash: u64, entry: u32) {
         let head = self.head(place(hash, self.buckets.load(Relaxed)));
         links.link(entry, head.load(Relaxed));
         head.store(entry, Release);
@@ -99,7 +99,7 @@ impl Directory {
     }
 
     /// Removes an entry. For the writer only.
-    pub fn remove(&self, links: &impl Links, hash: u64, entry: u32) {
+    pub(super) fn remove(&self, links: &impl Links, hash: u64, entry: u32) {
         let head = self.head(place(hash, self.buckets.load(Relaxed)));
         let (mut before, mut at) = (NO_ENTRY, head.load(Relaxed));
         while at != NO_ENTRY && at != entry {
@@ -114,12 +114,12 @@ impl Directory {
 
     /// Returns the number of entries.
     #[cfg(test)]
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.entries.load(Relaxed) as usize
     }
 
     /// Returns the memory in bytes.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         let made = self.parts.iter().filter(|part| part.get().is_some()).count();
         size_of_val(&*self.parts) + made * BUCKETS_PER_PART * size_of::<AtomicU32>()
     }

@@ -20,10 +20,10 @@ const HOLDINGS_PER_PART: usize = 1 << 13;
 
 /// The count of calls of `learn`, in place of a clock. It wraps after four billion; then a pair that was
 /// idle for two billion counts as recent once, and another pair is evicted first.
-pub type Tick = u32;
+pub(super) type Tick = u32;
 
 /// Whether the first tick is later.
-pub fn is_after(one: Tick, other: Tick) -> bool {
+pub(super) fn is_after(one: Tick, other: Tick) -> bool {
     one.wrapping_sub(other).cast_signed() > 0
 }
 
@@ -49,7 +49,7 @@ struct Holding {
 
 /// The pairs of one column.
 #[derive(Clone, Debug)]
-pub struct Column {
+pub(super) struct Column {
     oldest: u32,
     newest: u32,
     /// The number of blocks that the pairs stand for; endings take no room in an engine's cache.
@@ -62,7 +62,7 @@ pub struct Column {
 
 /// The blocks that a pair stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PairWeight {
+pub(super) struct PairWeight {
     /// Towards the limit of all pairs.
     pub all: usize,
     /// Towards the capacity of the upstream's cache: 0 for an ending.
@@ -70,7 +70,7 @@ pub struct PairWeight {
 }
 
 /// All pairs of all columns.
-pub struct Holdings {
+pub(super) struct Holdings {
     pairs: HoldingTable,
     freed: u32,
     fresh: u32,
@@ -95,7 +95,7 @@ struct HoldingTable {
 
 impl Holdings {
     /// Builds an arena for about `max_pairs`.
-    pub fn new(max_pairs: usize) -> Self {
+    pub(super) fn new(max_pairs: usize) -> Self {
         Holdings {
             pairs: HoldingTable {
                 parts: Vec::new(),
@@ -112,17 +112,17 @@ impl Holdings {
     }
 
     /// Returns the number of blocks and endings that all pairs stand for.
-    pub fn weight(&self) -> usize {
+    pub(super) fn weight(&self) -> usize {
         self.weight
     }
 
     /// Returns the memory in bytes.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.pairs.parts.len() * HOLDINGS_PER_PART * size_of::<Holding>() + self.directory.bytes()
     }
 
     /// Starts an empty column at this tick.
-    pub fn begin(&mut self, column: usize, limit: usize, tick: Tick) {
+    pub(super) fn begin(&mut self, column: usize, limit: usize, tick: Tick) {
         let empty = Column { oldest: NO_ENTRY, newest: NO_ENTRY, blocks: 0, limit, evicted: tick };
         if self.columns.len() <= column {
             self.columns.resize(column + 1, empty.clone());
@@ -131,12 +131,12 @@ impl Holdings {
     }
 
     /// Returns a column.
-    pub fn column(&mut self, column: usize) -> &mut Column {
+    pub(super) fn column(&mut self, column: usize) -> &mut Column {
         &mut self.columns[column]
     }
 
     /// Returns the least recent leaf of a column, and its tick.
-    pub fn oldest(&mut self, column: usize) -> Option<(u32, Tick)> {
+    pub(super) fn oldest(&mut self, column: usize) -> Option<(u32, Tick)> {
         loop {
             let at = self.columns[column].oldest;
             if at == NO_ENTRY {
@@ -152,7 +152,7 @@ impl Holdings {
     }
 
     /// Returns the blocks of the leaves of a column, the least recent first.
-    pub fn leaves(&self, column: usize) -> impl Iterator<Item = u32> {
+    pub(super) fn leaves(&self, column: usize) -> impl Iterator<Item = u32> {
         let present = |at: u32| (at != NO_ENTRY).then(|| self.pairs.at(at));
         let listed =
             std::iter::successors(present(self.columns[column].oldest), move |pair| present(pair.newer));
@@ -161,7 +161,7 @@ impl Holdings {
 
     /// Adds a pair behind the pair of its parent. The caller adds a child or claims the pair, which puts it
     /// into the list.
-    pub fn add(&mut self, block: u32, column: usize, parent: u32, weight: PairWeight) -> u32 {
+    pub(super) fn add(&mut self, block: u32, column: usize, parent: u32, weight: PairWeight) -> u32 {
         let at = self.take();
         let pair = self.pairs.at_mut(at);
         (pair.block, pair.column, pair.claims, pair.tick) = (block, column as u16, 0, 0);
@@ -179,7 +179,7 @@ impl Holdings {
     }
 
     /// Adds a claim of a pair and makes it the most recent one.
-    pub fn claim(&mut self, at: u32, tick: Tick) {
+    pub(super) fn claim(&mut self, at: u32, tick: Tick) {
         self.unlink(at);
         let pair = self.pairs.at_mut(at);
         pair.tick = tick;
@@ -190,7 +190,7 @@ impl Holdings {
     }
 
     /// Removes one claim. A saturated count stays.
-    pub fn unclaim(&mut self, at: u32) {
+    pub(super) fn unclaim(&mut self, at: u32) {
         let pair = self.pairs.at_mut(at);
         if pair.claims < u16::MAX {
             pair.claims = pair.claims.saturating_sub(1);
@@ -198,19 +198,19 @@ impl Holdings {
     }
 
     /// Whether no prompt needs the pair: it has neither claims nor children.
-    pub fn is_unclaimed(&self, at: u32) -> bool {
+    pub(super) fn is_unclaimed(&self, at: u32) -> bool {
         let pair = self.pairs.at(at);
         pair.claims == 0 && pair.children == 0
     }
 
     /// Returns the block of a pair.
-    pub fn block(&self, at: u32) -> u32 {
+    pub(super) fn block(&self, at: u32) -> u32 {
         self.pairs.at(at).block
     }
 
     /// Removes a leaf, and returns the pair of its parent; `NO_ENTRY`: none. The parent takes over its
     /// claims, and its place in the list if that is more recent than its own.
-    pub fn remove(&mut self, at: u32, weight: PairWeight) -> u32 {
+    pub(super) fn remove(&mut self, at: u32, weight: PairWeight) -> u32 {
         let pair = self.pairs.at(at);
         let (block, column, claims, tick) = (pair.block, pair.column, pair.claims, pair.tick);
         let (parent, older) = (pair.parent, pair.older);
@@ -238,7 +238,7 @@ impl Holdings {
     }
 
     /// Finds a pair; `NO_ENTRY`: the column does not hold the block.
-    pub fn find(&mut self, block: u32, column: usize) -> u32 {
+    pub(super) fn find(&mut self, block: u32, column: usize) -> u32 {
         let column = column as u16;
         let is = |at: u32| self.pairs.at(at).block == block && self.pairs.at(at).column == column;
         let next = self.last.wrapping_add(1);
@@ -251,7 +251,7 @@ impl Holdings {
 
     /// Returns the number of accesses to pairs.
     #[cfg(test)]
-    pub fn touched(&self) -> usize {
+    pub(super) fn touched(&self) -> usize {
         self.pairs.touched.get()
     }
 

@@ -11,7 +11,7 @@ use super::holdings::{Holdings, Tick};
 
 /// The columns that may have pairs, the least recent first.
 #[derive(Debug, Default)]
-pub struct OldestColumns {
+pub(super) struct OldestColumns {
     /// Ticks that do not wrap, with their columns.
     order: BinaryHeap<Reverse<(u64, usize)>>,
     /// Whether a column is in `order`.
@@ -22,7 +22,7 @@ pub struct OldestColumns {
 
 impl OldestColumns {
     /// Adds a column that has got a pair at the present tick.
-    pub fn enter(&mut self, column: usize, tick: Tick) {
+    pub(super) fn enter(&mut self, column: usize, tick: Tick) {
         self.advance(tick);
         if self.listed.len() <= column {
             self.listed.resize(column + 1, false);
@@ -33,7 +33,7 @@ impl OldestColumns {
     }
 
     /// Returns the column with the least recent pair, and the tick of that pair.
-    pub fn first(&mut self, holdings: &mut Holdings, now: Tick) -> Option<(usize, Tick)> {
+    pub(super) fn first(&mut self, holdings: &mut Holdings, now: Tick) -> Option<(usize, Tick)> {
         self.advance(now);
         while let Some(Reverse((known, column))) = self.order.pop() {
             let Some((_, tick)) = holdings.oldest(column) else {

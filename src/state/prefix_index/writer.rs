@@ -32,7 +32,7 @@ struct NewChain {
 }
 
 /// The state that only writers change.
-pub struct Writer {
+pub(super) struct Writer {
     limit: usize,
     tick: Tick,
     table: TableWriter,
@@ -58,7 +58,7 @@ pub struct Writer {
 
 impl Writer {
     /// Builds the writer of an empty index.
-    pub fn new(limit: usize, max_pairs: usize) -> Self {
+    pub(super) fn new(limit: usize, max_pairs: usize) -> Self {
         Writer {
             limit,
             tick: 0,
@@ -75,21 +75,21 @@ impl Writer {
         }
     }
 
-    pub fn pairs(&self) -> usize {
+    pub(super) fn pairs(&self) -> usize {
         self.holdings.weight()
     }
 
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.holdings.bytes()
     }
 
     /// Returns the number of accesses to pairs, and the limit of all pairs.
     #[cfg(test)]
-    pub fn touched_and_limit(&self) -> (usize, usize) {
+    pub(super) fn touched_and_limit(&self) -> (usize, usize) {
         (self.holdings.touched(), self.limit)
     }
 
-    pub fn held(&mut self, slot: Slot) -> usize {
+    pub(super) fn held(&mut self, slot: Slot) -> usize {
         self.column(slot).map_or(0, |column| self.holdings.column(column).blocks)
     }
 
@@ -98,7 +98,7 @@ impl Writer {
     }
 
     /// Adds an upstream; `None` when all slots are taken.
-    pub fn enter(&mut self, blocks: &BlockTable, columns: &Columns) -> Option<Slot> {
+    pub(super) fn enter(&mut self, blocks: &BlockTable, columns: &Columns) -> Option<Slot> {
         let number = self.free_slots.first().copied().unwrap_or(self.slots.len());
         let slot = Slot(u16::try_from(number).ok()?);
         let column = self.begin(blocks, columns, slot, usize::MAX, 0)?;
@@ -110,7 +110,7 @@ impl Writer {
     }
 
     /// Removes an upstream, with all that it holds.
-    pub fn leave(&mut self, columns: &Columns, slot: Slot) {
+    pub(super) fn leave(&mut self, columns: &Columns, slot: Slot) {
         if let Some(column) = self.column(slot) {
             self.condemn(columns, column);
             self.slots[slot.number()] = None;
@@ -119,14 +119,14 @@ impl Writer {
     }
 
     /// Sets the group of an upstream, in which the conversations of new chains are counted.
-    pub fn set_group(&mut self, slot: Slot, group: usize) {
+    pub(super) fn set_group(&mut self, slot: Slot, group: usize) {
         if let (Some(column), Ok(group)) = (self.column(slot), u8::try_from(group.min(MAX_GROUPS - 1))) {
             self.groups[column] = group;
         }
     }
 
     /// Empties the cache of an upstream, which stays.
-    pub fn forget(&mut self, blocks: &BlockTable, columns: &Columns, slot: Slot) {
+    pub(super) fn forget(&mut self, blocks: &BlockTable, columns: &Columns, slot: Slot) {
         let Some(old) = self.column(slot) else { return };
         let (limit, group) = (self.holdings.column(old).limit, self.groups[old]);
         self.condemn(columns, old);
@@ -134,7 +134,7 @@ impl Writer {
     }
 
     /// Sets the limit and evicts some blocks beyond it. Returns `true` when more have to be evicted.
-    pub fn limit(&mut self, blocks: &BlockTable, slot: Slot, limit: usize) -> bool {
+    pub(super) fn limit(&mut self, blocks: &BlockTable, slot: Slot, limit: usize) -> bool {
         let Some(column) = self.column(slot) else { return false };
         self.holdings.column(column).limit = limit;
         self.trim(blocks, column, MAX_HOLDINGS_PER_STEP);
@@ -142,21 +142,27 @@ impl Writer {
     }
 
     /// Sets the limit of all pairs and evicts some beyond it. Returns `true` when more have to be evicted.
-    pub fn limit_all(&mut self, blocks: &BlockTable, limit: usize) -> bool {
+    pub(super) fn limit_all(&mut self, blocks: &BlockTable, limit: usize) -> bool {
         self.limit = limit;
         self.trim_all(blocks, MAX_HOLDINGS_PER_STEP);
         self.holdings.weight() > limit
     }
 
     /// Records that an upstream holds a chain from its beginning.
-    pub fn learn(&mut self, blocks: &BlockTable, chain: &[u64], end: Option<u64>, slot: Slot) -> Receipt {
+    pub(super) fn learn(
+        &mut self,
+        blocks: &BlockTable,
+        chain: &[u64],
+        end: Option<u64>,
+        slot: Slot,
+    ) -> Receipt {
         self.hashes.clear();
         self.hashes.extend(stored(chain));
         self.learn_chain(blocks, NewChain { above: NO_ENTRY, end, length: chain.len() }, slot)
     }
 
     /// As `learn`, given the stored blocks, behind a known one if `parent` is not `None`.
-    pub fn learn_stored(
+    pub(super) fn learn_stored(
         &mut self,
         blocks: &BlockTable,
         parent: Option<u64>,
@@ -176,7 +182,7 @@ impl Writer {
     }
 
     /// The stored blocks of the chain up to one of them, where the upstream holds it.
-    pub fn chain_to(&self, blocks: &BlockTable, hash: u64, slot: Slot) -> Option<Vec<u64>> {
+    pub(super) fn chain_to(&self, blocks: &BlockTable, hash: u64, slot: Slot) -> Option<Vec<u64>> {
         let (mut at, column) = (blocks.find(hash), self.column(slot)?);
         if at == NO_ENTRY || blocks.is_ending(at) || !blocks.is_held_by(at, column) {
             return None;
@@ -191,7 +197,7 @@ impl Writer {
     }
 
     /// The ends of the chains of an upstream, the least recent first.
-    pub fn leaves(&self, blocks: &BlockTable, slot: Slot) -> Vec<IndexLeaf> {
+    pub(super) fn leaves(&self, blocks: &BlockTable, slot: Slot) -> Vec<IndexLeaf> {
         let Some(column) = self.column(slot) else { return Vec::new() };
         let leaf = |at: u32| match blocks.is_ending(at) {
             true => {
@@ -327,7 +333,7 @@ impl Writer {
     }
 
     /// Removes what one `learn` added.
-    pub fn take_back(&mut self, blocks: &BlockTable, chain: &[u64], slot: Slot, receipt: &Receipt) {
+    pub(super) fn take_back(&mut self, blocks: &BlockTable, chain: &[u64], slot: Slot, receipt: &Receipt) {
         // After a later eviction, blocks of this chain may have been evicted and learned again.
         let current = self.column(slot).filter(|column| *column == receipt.column);
         let whole = |column: &usize| is_after(receipt.tick, self.holdings.column(*column).evicted);
@@ -339,7 +345,13 @@ impl Writer {
     }
 
     /// Removes one claim of the last of these blocks, and those without further claims.
-    pub fn release_stored(&mut self, blocks: &BlockTable, hashes: &[u64], end: Option<u64>, slot: Slot) {
+    pub(super) fn release_stored(
+        &mut self,
+        blocks: &BlockTable,
+        hashes: &[u64],
+        end: Option<u64>,
+        slot: Slot,
+    ) {
         let (Some(column), Some(hash)) = (self.column(slot), end.or(hashes.last().copied())) else { return };
         self.remove_claim(blocks, hash, column, hashes.len() + usize::from(end.is_some()));
     }

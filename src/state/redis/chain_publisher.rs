@@ -19,7 +19,7 @@ const MAX_MESSAGES_AT_ONCE: usize = 4;
 
 /// The state of the publisher.
 #[derive(Default)]
-pub struct ChainPublisher {
+pub(super) struct ChainPublisher {
     sequence: u64,
     /// The position of the stream that is next in turn.
     next: usize,

@@ -31,7 +31,7 @@ const MAX_TAIL_BYTES: usize = 64 << 20;
 
 /// The positions in the served streams of chains, in their order.
 #[derive(Default)]
-pub struct ChainSubscriber {
+pub(super) struct ChainSubscriber {
     /// The last entries that were read; `None` before the first.
     last: Vec<Option<StreamId>>,
 }

@@ -14,7 +14,7 @@ const DRIFT_DIVISOR: u32 = 2_000;
 
 /// The present estimate of the clock of Redis.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RedisClock {
+pub(super) struct RedisClock {
     best: Option<ClockReading>,
 }
 
@@ -33,7 +33,7 @@ struct ClockReading {
 
 impl RedisClock {
     /// Adds the answer `redis` to a `TIME` that was sent and received at these moments.
-    pub fn add(&mut self, redis: Duration, sent: Instant, received: Instant) {
+    pub(super) fn add(&mut self, redis: Duration, sent: Instant, received: Instant) {
         let error = received.saturating_duration_since(sent) / 2;
         let new = ClockReading { redis, local: sent + error, error };
         if self.best.is_none_or(|best| new.is_better_than(&best)) {
@@ -42,14 +42,14 @@ impl RedisClock {
     }
 
     /// Returns the present time of Redis, since its epoch; `None` before the first reading.
-    pub fn redis_time(&self, now: Instant) -> Option<Duration> {
+    pub(super) fn redis_time(&self, now: Instant) -> Option<Duration> {
         let best = self.best?;
         let behind = best.local.saturating_duration_since(now);
         Some((best.redis + now.saturating_duration_since(best.local)).saturating_sub(behind))
     }
 
     /// Returns the age of an entry; zero before the first reading.
-    pub fn age(&self, id: StreamId, now: Instant) -> Duration {
+    pub(super) fn age(&self, id: StreamId, now: Instant) -> Duration {
         let published = Duration::from_millis(id.millis);
         self.redis_time(now).map(|time| time.saturating_sub(published)).unwrap_or_default()
     }

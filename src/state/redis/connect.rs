@@ -20,7 +20,7 @@ use super::failure::RedisFailure;
 use crate::config::types::{RedisOptions, RedisTls, RedisTopology, RedisUrl, SentinelAccess};
 
 /// The time limit of connecting to one host, and of every command that does not block on purpose.
-pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The time limit of connecting as a whole: a Sentinel or a seed of a cluster may be a host that is off and
 /// takes one `COMMAND_TIMEOUT` before the next is tried.
@@ -31,14 +31,14 @@ const CLUSTER_RETRIES: u32 = 1;
 
 /// A connection to Redis.
 #[derive(Clone)]
-pub enum RedisLink {
+pub(super) enum RedisLink {
     One(MultiplexedConnection),
     Cluster(ClusterConnection),
 }
 
 impl RedisLink {
     /// Connects; `longest` is the time limit of a single answer.
-    pub async fn connect(
+    pub(super) async fn connect(
         url: &RedisUrl,
         options: &RedisOptions,
         longest: Duration,
@@ -53,7 +53,7 @@ impl RedisLink {
     }
 
     /// Runs one command within `limit`.
-    pub async fn call(&mut self, command: &Cmd, limit: Duration) -> Result<Value, RedisFailure> {
+    pub(super) async fn call(&mut self, command: &Cmd, limit: Duration) -> Result<Value, RedisFailure> {
         let query = async {
             match self {
                 RedisLink::One(link) => command.query_async(link).await,
@@ -64,7 +64,7 @@ impl RedisLink {
     }
 
     /// Runs all commands in one pipeline; fails when any of them fails.
-    pub async fn pipe(&mut self, commands: &Pipeline) -> Result<Vec<Value>, RedisFailure> {
+    pub(super) async fn pipe(&mut self, commands: &Pipeline) -> Result<Vec<Value>, RedisFailure> {
         let query = async {
             match self {
                 RedisLink::One(link) => commands.query_async(link).await,

@@ -9,7 +9,7 @@ use crate::observe::Observer;
 
 /// Why a command or a connection failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RedisFailure {
+pub(super) struct RedisFailure {
     /// The metric label, one of few values.
     pub cause: &'static str,
     pub text: String,
@@ -18,7 +18,7 @@ pub struct RedisFailure {
 
 /// What a failure means for the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RedisFailureKind {
+pub(super) enum RedisFailureKind {
     /// The connection must be opened again.
     Broken,
     /// Redis has answered a command with an error.
@@ -47,7 +47,7 @@ enum RedisHealth {
 }
 
 /// The present health of Redis, whose changes are reported.
-pub struct FailureLog {
+pub(super) struct FailureLog {
     health: Mutex<RedisHealth>,
     observer: Observer,
 }
@@ -56,22 +56,22 @@ pub struct FailureLog {
 
 impl RedisFailure {
     /// Builds the failure of a command without an answer.
-    pub fn timeout() -> Self {
+    pub(super) fn timeout() -> Self {
         RedisFailure { cause: "silent", text: "no answer in time".into(), kind: RedisFailureKind::Broken }
     }
 
     /// Builds the failure of certificates that cannot be read.
-    pub fn certificates(text: String) -> Self {
+    pub(super) fn certificates(text: String) -> Self {
         RedisFailure { cause: "refused", text, kind: RedisFailureKind::Broken }
     }
 
     /// Builds the failure of an unexpected answer.
-    pub fn unexpected(what: &str) -> Self {
+    pub(super) fn unexpected(what: &str) -> Self {
         RedisFailure { cause: "strange", text: what.into(), kind: RedisFailureKind::Broken }
     }
 
     /// Whether Redis accepts no writes at present.
-    pub fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         matches!(self.kind, RedisFailureKind::NoWrites | RedisFailureKind::OutOfMemory)
     }
 }
@@ -104,12 +104,12 @@ impl From<RedisError> for RedisFailure {
 // === impl FailureLog ===
 
 impl FailureLog {
-    pub fn new(observer: Observer) -> Self {
+    pub(super) fn new(observer: Observer) -> Self {
         FailureLog { health: Mutex::new(RedisHealth::Unknown), observer }
     }
 
     /// Reports a failure; the first of a series is logged as a warning.
-    pub fn report(&self, failure: &RedisFailure, now: Instant) {
+    pub(super) fn report(&self, failure: &RedisFailure, now: Instant) {
         let mut health = self.health();
         let first = !matches!(*health, RedisHealth::Fails { .. });
         self.observer.redis_failed(failure.cause, &failure.text, first);
@@ -119,12 +119,12 @@ impl FailureLog {
     }
 
     /// Whether the latest command failed.
-    pub fn is_failing(&self) -> bool {
+    pub(super) fn is_failing(&self) -> bool {
         matches!(*self.health(), RedisHealth::Fails { .. })
     }
 
     /// Reports that Redis works.
-    pub fn clear(&self, now: Instant) {
+    pub(super) fn clear(&self, now: Instant) {
         let mut health = self.health();
         match std::mem::replace(&mut *health, RedisHealth::Works) {
             RedisHealth::Works => {}

@@ -16,7 +16,7 @@ use crate::state::members::{MAX_MEMBERS, Members, UnwrittenMembers};
 
 /// The result of one round.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Synced {
+pub(super) struct Synced {
     /// The list has changed.
     pub changed: bool,
     /// Records were written, of which siblings must be notified.
@@ -25,7 +25,7 @@ pub struct Synced {
 
 /// Writes the unwritten records, with `mark` as the new mark, and reads the list when the stored mark
 /// differs.
-pub async fn sync(
+pub(super) async fn sync(
     members: &Members,
     link: &mut RedisLink,
     keys: &RedisKeys,

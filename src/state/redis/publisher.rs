@@ -30,10 +30,10 @@ const MAX_REPORT_BYTES: usize = 128 << 10;
 const MAX_QUIET_INTERVALS: u32 = 5;
 
 /// The pause before the next attempt when Redis is out of memory.
-pub const FULL_RETRY_PAUSE: Duration = Duration::from_millis(250);
+pub(super) const FULL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 
 /// The gauges that were published so far.
-pub struct Publisher {
+pub(super) struct Publisher {
     sequence: u64,
     gauges: HashMap<String, PublishedLoad>,
     /// The next message has all gauges and the balancer's name.
@@ -57,7 +57,7 @@ struct PublishedLoad {
 
 impl Publisher {
     /// Builds a publisher that has published nothing.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let now = now();
         Publisher {
             sequence: 0,
@@ -70,7 +70,7 @@ impl Publisher {
     }
 
     /// Makes the next message complete: siblings may have missed earlier ones.
-    pub fn republish_all(&mut self) {
+    pub(super) fn republish_all(&mut self) {
         self.whole = true;
         // Their ages were computed when they were taken: an outage has made them stale.
         self.reports.clear();

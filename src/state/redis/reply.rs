@@ -6,22 +6,22 @@ use redis::Value;
 
 /// The id of an entry in the stream: milliseconds and a number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct StreamId {
+pub(super) struct StreamId {
     pub millis: u64,
     pub number: u64,
 }
 
 /// One entry of the stream.
-pub struct StreamEntry<'v> {
+pub(super) struct StreamEntry<'v> {
     pub id: StreamId,
     pub bytes: &'v [u8],
 }
 
 /// The name of the one field of an entry.
-pub const FIELD: &str = "d";
+pub(super) const FIELD: &str = "d";
 
 /// Parses a string.
-pub fn text(value: &Value) -> Option<String> {
+pub(super) fn text(value: &Value) -> Option<String> {
     match value {
         Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
         Value::SimpleString(text) => Some(text.clone()),
@@ -38,7 +38,7 @@ fn items(value: &Value) -> &[Value] {
 }
 
 /// Parses the answer of `HGETALL`.
-pub fn pairs(value: &Value) -> Vec<(String, String)> {
+pub(super) fn pairs(value: &Value) -> Vec<(String, String)> {
     let pair = |name: &Value, value: &Value| Some((text(name)?, text(value)?));
     match value {
         Value::Map(pairs) => pairs.iter().filter_map(|(name, value)| pair(name, value)).collect(),
@@ -47,7 +47,7 @@ pub fn pairs(value: &Value) -> Vec<(String, String)> {
 }
 
 /// Parses the answer of `XREAD`: the entries of each stream with its key.
-pub fn read(value: &Value) -> Vec<(String, Vec<StreamEntry<'_>>)> {
+pub(super) fn read(value: &Value) -> Vec<(String, Vec<StreamEntry<'_>>)> {
     let stream = |key: &Value, list| Some((text(key)?, entries(list)));
     match value {
         Value::Map(streams) => streams.iter().filter_map(|(key, list)| stream(key, list)).collect(),
@@ -58,7 +58,7 @@ pub fn read(value: &Value) -> Vec<(String, Vec<StreamEntry<'_>>)> {
 }
 
 /// Parses the answer of `XRANGE` and `XREVRANGE`; foreign entries have no bytes.
-pub fn entries(value: &Value) -> Vec<StreamEntry<'_>> {
+pub(super) fn entries(value: &Value) -> Vec<StreamEntry<'_>> {
     items(value).iter().filter_map(entry).collect()
 }
 
@@ -75,7 +75,7 @@ fn entry(value: &Value) -> Option<StreamEntry<'_>> {
 }
 
 /// Parses the answer of `TIME`.
-pub fn time(value: &Value) -> Option<Duration> {
+pub(super) fn time(value: &Value) -> Option<Duration> {
     let [seconds, micros] = items(value) else { return None };
     // What is later than any clock would overflow where times are added to it.
     let number = |value: &Value| text(value)?.parse::<u32>().ok().map(u64::from);
@@ -83,7 +83,7 @@ pub fn time(value: &Value) -> Option<Duration> {
 }
 
 /// Parses a number of entries; an unexpected value is none.
-pub fn count(value: &Value) -> usize {
+pub(super) fn count(value: &Value) -> usize {
     text(value).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
@@ -96,7 +96,7 @@ impl StreamId {
     }
 
     /// Returns the id after this one.
-    pub fn after(self) -> Self {
+    pub(super) fn after(self) -> Self {
         match self.number.checked_add(1) {
             Some(number) => StreamId { number, ..self },
             None => StreamId { millis: self.millis.saturating_add(1), number: 0 },
@@ -104,7 +104,7 @@ impl StreamId {
     }
 
     /// Returns the id before this one.
-    pub fn before(self) -> Option<Self> {
+    pub(super) fn before(self) -> Option<Self> {
         match (self.millis, self.number) {
             (0, 0) => None,
             (millis, 0) => Some(StreamId { millis: millis - 1, number: u64::MAX }),

@@ -13,7 +13,7 @@ const REPORT_DELAY: Duration = Duration::from_secs(2);
 
 /// The upstreams of this balancer and of its siblings, as hashes of their names.
 #[derive(Debug, Default)]
-pub struct ServedUpstreams {
+pub(super) struct ServedUpstreams {
     own: HashSet<u32>,
     published_at: Option<Instant>,
     siblings: HashMap<u64, HashSet<u32>>,
@@ -24,7 +24,7 @@ pub struct ServedUpstreams {
 
 impl ServedUpstreams {
     /// Sets this balancer's upstreams. Returns them when they are to be published.
-    pub fn publish(&mut self, own: HashSet<u32>, now: Instant) -> Vec<u32> {
+    pub(super) fn publish(&mut self, own: HashSet<u32>, now: Instant) -> Vec<u32> {
         let is_due = |at: Instant| now.saturating_duration_since(at) >= REPEAT_INTERVAL;
         if self.own == own && !self.published_at.is_none_or(is_due) {
             return Vec::new();
@@ -34,30 +34,30 @@ impl ServedUpstreams {
     }
 
     /// Makes the next call of `publish` return the upstreams.
-    pub fn republish(&mut self) {
+    pub(super) fn republish(&mut self) {
         self.published_at = None;
     }
 
     /// Sets a sibling's upstreams.
-    pub fn receive(&mut self, balancer: u64, served: &[u32]) {
+    pub(super) fn receive(&mut self, balancer: u64, served: &[u32]) {
         if !served.is_empty() {
             self.siblings.insert(balancer, served.iter().copied().collect());
         }
     }
 
     /// Whether a sibling serves an upstream with this hash.
-    pub fn is_served(&self, hash: u32) -> bool {
+    pub(super) fn is_served(&self, hash: u32) -> bool {
         self.siblings.values().any(|served| served.contains(&hash))
     }
 
     /// Whether a sibling shares an upstream with this balancer; `None` while that is unknown.
-    pub fn shares(&self, balancer: u64) -> Option<bool> {
+    pub(super) fn shares(&self, balancer: u64) -> Option<bool> {
         let served = self.siblings.get(&balancer).filter(|_| !self.own.is_empty())?;
         Some(!served.is_disjoint(&self.own))
     }
 
     /// Removes siblings that are gone. Returns a sibling to report, once until all share upstreams again.
-    pub fn check(&mut self, is_sibling: impl Fn(u64) -> bool, now: Instant) -> Option<u64> {
+    pub(super) fn check(&mut self, is_sibling: impl Fn(u64) -> bool, now: Instant) -> Option<u64> {
         self.siblings.retain(|balancer, _| is_sibling(*balancer));
         let foreign = self.siblings.keys().copied().find(|balancer| self.shares(*balancer) == Some(false));
         let Some(foreign) = foreign else {

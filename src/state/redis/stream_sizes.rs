@@ -16,7 +16,7 @@ const SPANS_PER_LIMIT: u32 = 32;
 
 /// The limits of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamLimits {
+pub(super) struct StreamLimits {
     /// The largest age of an entry.
     pub age: Duration,
     /// The largest size of all entries.
@@ -25,7 +25,7 @@ pub struct StreamLimits {
 
 /// The sizes of successive entries.
 #[derive(Debug)]
-pub struct StreamSizes {
+pub(super) struct StreamSizes {
     limits: StreamLimits,
     spans: VecDeque<StreamSpan>,
     bytes: u64,
@@ -45,13 +45,13 @@ struct StreamSpan {
 
 impl StreamSizes {
     /// Builds the sizes of a stream without known entries.
-    pub fn new(limits: StreamLimits) -> Self {
+    pub(super) fn new(limits: StreamLimits) -> Self {
         let (last, kept_from) = (StreamId::default(), StreamId::default());
         StreamSizes { limits, spans: VecDeque::new(), bytes: 0, last, kept_from }
     }
 
     /// Adds an entry with a message of `bytes`; entries come in the order of their ids.
-    pub fn add(&mut self, id: StreamId, bytes: usize) {
+    pub(super) fn add(&mut self, id: StreamId, bytes: usize) {
         if id < self.last {
             // The stream was emptied or replaced.
             *self = StreamSizes::new(self.limits);
@@ -73,7 +73,7 @@ impl StreamSizes {
 
     /// Returns the id of the oldest entry to keep when it is `redis_time` at Redis, and forgets the entries
     /// before it.
-    pub fn oldest_to_keep(&mut self, redis_time: Duration) -> StreamId {
+    pub(super) fn oldest_to_keep(&mut self, redis_time: Duration) -> StreamId {
         let oldest = redis_time.saturating_sub(self.limits.age).as_millis();
         let oldest = StreamId { millis: u64::try_from(oldest).unwrap_or(0), number: 0 };
         while let (Some(first), Some(second)) = (self.spans.front(), self.spans.get(1)) {

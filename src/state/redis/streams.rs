@@ -20,19 +20,19 @@ const URGENT_SHARE_DIVISOR: u64 = 8;
 const MAX_WAITING_CHAIN_BYTES: usize = 4 << 20;
 
 /// One stream, and the sizes of its entries.
-pub struct SharedStream {
+pub(super) struct SharedStream {
     pub key: String,
     sizes: Mutex<StreamSizes>,
 }
 
 /// One stream of chains, and the events that wait to be published there.
-pub struct ChainStream {
+pub(super) struct ChainStream {
     pub stream: SharedStream,
     pub waiting: Outbox,
 }
 
 /// All streams that this balancer publishes to and reads.
-pub struct ExchangeStreams {
+pub(super) struct ExchangeStreams {
     pub urgent: SharedStream,
     /// The served streams of chains, in the order of their numbers; at least one.
     pub chains: Vec<ChainStream>,
@@ -46,12 +46,12 @@ impl SharedStream {
     }
 
     /// Counts an entry that was read.
-    pub fn count(&self, id: StreamId, bytes: usize) {
+    pub(super) fn count(&self, id: StreamId, bytes: usize) {
         self.sizes().add(id, bytes);
     }
 
     /// Returns the id of the oldest entry to keep when it is `redis_time` at Redis.
-    pub fn oldest_to_keep(&self, redis_time: Duration) -> StreamId {
+    pub(super) fn oldest_to_keep(&self, redis_time: Duration) -> StreamId {
         self.sizes().oldest_to_keep(redis_time)
     }
 
@@ -64,7 +64,7 @@ impl SharedStream {
 
 impl ExchangeStreams {
     /// Builds the streams; `key` returns the key of a name.
-    pub fn new(options: &RedisOptions, key: impl Fn(&str) -> String) -> Self {
+    pub(super) fn new(options: &RedisOptions, key: impl Fn(&str) -> String) -> Self {
         let count = options.chain_streams.max(1);
         let served = match options.chain_streams_served.as_slice() {
             [] => (0..count).collect(),
@@ -85,12 +85,12 @@ impl ExchangeStreams {
     }
 
     /// Returns the stream of the chains with this opening.
-    pub fn of_opening(&self, opening: u64) -> &ChainStream {
+    pub(super) fn of_opening(&self, opening: u64) -> &ChainStream {
         &self.chains[(opening % self.chains.len() as u64) as usize]
     }
 
     /// Returns all streams.
-    pub fn all(&self) -> impl Iterator<Item = &SharedStream> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &SharedStream> {
         std::iter::once(&self.urgent).chain(self.chains.iter().map(|chain| &chain.stream))
     }
 }

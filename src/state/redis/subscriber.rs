@@ -22,7 +22,7 @@ const MAX_READ_ENTRIES: usize = 1_000;
 const MAX_TAIL_BYTES: usize = 64 << 20;
 
 /// The least interval between two reads, so that many siblings' messages are handled together.
-pub const MIN_READ_INTERVAL: Duration = Duration::from_millis(4);
+pub(super) const MIN_READ_INTERVAL: Duration = Duration::from_millis(4);
 
 /// The age of read entries from which on the gauges at the end of the stream are applied first.
 const MAX_GAUGE_LAG: Duration = Duration::from_millis(500);
@@ -32,7 +32,7 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The position in the urgent stream.
 #[derive(Default)]
-pub struct Subscriber {
+pub(super) struct Subscriber {
     /// The last entry that was applied; `None` before the first.
     last: Option<StreamId>,
     /// The last entry with applied gauges: ahead of `last` while reading lags.

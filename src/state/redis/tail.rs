@@ -8,7 +8,7 @@ use super::failure::RedisFailure;
 use super::reply::{self, StreamId};
 
 /// The end of a stream.
-pub struct UnreadEntries {
+pub(super) struct UnreadEntries {
     /// The newest entry.
     pub newest: StreamId,
     /// The stream was emptied or replaced since the last read: all its entries are new.

@@ -4,35 +4,35 @@
 use crate::state::exchange::{Message, Outbox, OutboxEvent};
 
 /// The events of one message.
-pub struct TakenEvents<'a> {
+pub(super) struct TakenEvents<'a> {
     from: &'a Outbox,
     events: Vec<OutboxEvent>,
 }
 
 /// The events of several messages, which are put back in their order.
 #[derive(Default)]
-pub struct TakenBatches<'a>(Vec<TakenEvents<'a>>);
+pub(super) struct TakenBatches<'a>(Vec<TakenEvents<'a>>);
 
 // === impl TakenEvents ===
 
 impl<'a> TakenEvents<'a> {
     /// Takes the oldest events, of at most `max_bytes` together, but at least one event if there is any.
-    pub fn take(from: &'a Outbox, max_bytes: usize) -> Self {
+    pub(super) fn take(from: &'a Outbox, max_bytes: usize) -> Self {
         TakenEvents { from, events: from.take(max_bytes) }
     }
 
     /// Returns the events.
-    pub fn events(&self) -> &[OutboxEvent] {
+    pub(super) fn events(&self) -> &[OutboxEvent] {
         &self.events
     }
 
     /// Adds the events to a message.
-    pub fn fill<'e>(&'e self, message: &mut Message<'e>) {
+    pub(super) fn fill<'e>(&'e self, message: &mut Message<'e>) {
         self.events.iter().for_each(|event| event.fill(message));
     }
 
     /// Forgets the events: their message was accepted.
-    pub fn published(mut self) {
+    pub(super) fn published(mut self) {
         self.events.clear();
     }
 }
@@ -49,12 +49,12 @@ impl Drop for TakenEvents<'_> {
 
 impl<'a> TakenBatches<'a> {
     /// Adds the events of a message.
-    pub fn push(&mut self, batch: TakenEvents<'a>) {
+    pub(super) fn push(&mut self, batch: TakenEvents<'a>) {
         self.0.push(batch);
     }
 
     /// Forgets all events: their messages were accepted.
-    pub fn published(mut self) {
+    pub(super) fn published(mut self) {
         std::mem::take(&mut self.0).into_iter().for_each(TakenEvents::published);
     }
 }

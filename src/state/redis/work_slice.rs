@@ -8,7 +8,7 @@ use super::now;
 const MAX_WORK_TIME: Duration = Duration::from_millis(1);
 
 /// The work since the task last yielded.
-pub struct WorkSlice {
+pub(super) struct WorkSlice {
     start: Instant,
 }
 
@@ -16,12 +16,12 @@ pub struct WorkSlice {
 
 impl WorkSlice {
     /// Begins to measure.
-    pub fn begin() -> Self {
+    pub(super) fn begin() -> Self {
         WorkSlice { start: now() }
     }
 
     /// Yields when the task has worked for `MAX_WORK_TIME`.
-    pub async fn yield_if_due(&mut self) {
+    pub(super) async fn yield_if_due(&mut self) {
         if now().saturating_duration_since(self.start) >= MAX_WORK_TIME {
             tokio::task::yield_now().await;
             self.start = now();

@@ -24,7 +24,7 @@ pub struct AssembledAnswer {
 
 /// The parts of an answer that all readers collect.
 #[derive(Debug, Default)]
-pub struct AnswerParts {
+pub(super) struct AnswerParts {
     pub model: Option<String>,
     pub choices: Vec<ChoiceRecord>,
     pub prompt_token_ids: Vec<u32>,
@@ -40,7 +40,7 @@ pub struct AnswerParts {
 
 impl AnswerParts {
     /// Reads the members that every answer and every chunk has at its root.
-    pub fn read_common(&mut self, body: &AnswerBody<'_>) {
+    pub(super) fn read_common(&mut self, body: &AnswerBody<'_>) {
         if let Some(version) = body.weight_version.and_then(|version| version.get().parse().ok()) {
             self.weight_version = Some(version);
         }
@@ -49,7 +49,7 @@ impl AnswerParts {
 }
 
 /// The message of a completion.
-pub fn completion_message(text: &str) -> String {
+pub(super) fn completion_message(text: &str) -> String {
     let mut message = String::with_capacity(text.len() + 40);
     message.push_str("{\"role\":\"assistant\",\"content\":");
     push_string(&mut message, text);

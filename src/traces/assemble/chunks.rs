@@ -55,7 +55,7 @@ struct GrowingToolCall {
 // === impl ChunkStream ===
 
 impl ChunkStream {
-    pub fn new(api: TraceApi) -> Self {
+    pub(super) fn new(api: TraceApi) -> Self {
         ChunkStream {
             api,
             parts: AnswerParts::default(),
@@ -67,7 +67,7 @@ impl ChunkStream {
     }
 
     /// Reads the data of one event, of which a byte may change. Returns the growth of the held memory.
-    pub fn event(&mut self, data: &mut [u8]) -> usize {
+    pub(super) fn event(&mut self, data: &mut [u8]) -> usize {
         if let Some(comma) = self.head.comma_in(data) {
             let plain = std::str::from_utf8(&data[self.head.bytes()..]).ok().and_then(read_plain_chunk);
             if let Some(chunk) = plain {
@@ -140,7 +140,7 @@ impl ChunkStream {
     }
 
     /// The parts of the answer, at the end of the stream or where it broke off.
-    pub fn finish(mut self) -> AnswerParts {
+    pub(super) fn finish(mut self) -> AnswerParts {
         read_tokens(self.api, &self.usage, &mut self.parts.tokens);
         let api = self.api;
         self.parts.choices =

@@ -38,7 +38,7 @@ pub(super) struct MergedList {
 impl MergedObject {
     /// Appends a string to the member, or puts another value in its place; a null changes nothing.
     /// Returns how much more memory is held.
-    pub fn merge(&mut self, key: &str, value: &RawValue) -> usize {
+    pub(super) fn merge(&mut self, key: &str, value: &RawValue) -> usize {
         match string(value) {
             Some(text) => self.append(key, &text),
             None => self.set(key, value),
@@ -46,7 +46,7 @@ impl MergedObject {
     }
 
     /// Appends to the text of the member; a value of another form is replaced.
-    pub fn append(&mut self, key: &str, text: &str) -> usize {
+    pub(super) fn append(&mut self, key: &str, text: &str) -> usize {
         let mut held = text.len();
         match self.member(key, &mut held) {
             Some(MergedMember::Text(before)) => before.push_str(text),
@@ -57,7 +57,7 @@ impl MergedObject {
     }
 
     /// Puts the value in the place of the member's; a null changes nothing.
-    pub fn set(&mut self, key: &str, value: &RawValue) -> usize {
+    pub(super) fn set(&mut self, key: &str, value: &RawValue) -> usize {
         if is_null(value) {
             return 0;
         }
@@ -72,18 +72,18 @@ impl MergedObject {
     }
 
     /// As [`MergedObject::set`] with each member of the object.
-    pub fn set_all(&mut self, object: &RawMembers<'_>) -> usize {
+    pub(super) fn set_all(&mut self, object: &RawMembers<'_>) -> usize {
         object.0.iter().map(|(key, value)| self.set(key, value)).sum()
     }
 
     /// Puts a string before all members.
-    pub fn put_first(&mut self, key: &str, text: &str) {
+    pub(super) fn put_first(&mut self, key: &str, text: &str) {
         self.members.retain(|(name, _)| &**name != key);
         self.members.insert(0, (key.into(), MergedMember::Text(text.to_owned())));
     }
 
     /// Puts a JSON text in the place of the member's value.
-    pub fn set_json(&mut self, key: &str, json: String) {
+    pub(super) fn set_json(&mut self, key: &str, json: String) {
         match self.members.iter_mut().find(|(name, _)| &**name == key) {
             Some((_, member)) => *member = MergedMember::Json(json),
             None => self.members.push((key.into(), MergedMember::Json(json))),
@@ -91,7 +91,7 @@ impl MergedObject {
     }
 
     /// The text of a member that is a string.
-    pub fn text(&self, key: &str) -> Option<&str> {
+    pub(super) fn text(&self, key: &str) -> Option<&str> {
         self.members.iter().find(|(name, _)| &**name == key).and_then(|(_, member)| match member {
             MergedMember::Text(text) => Some(text.as_str()),
             MergedMember::Json(_) => None,
@@ -99,33 +99,33 @@ impl MergedObject {
     }
 
     /// The JSON of a member that is no string.
-    pub fn json(&self, key: &str) -> Option<&str> {
+    pub(super) fn json(&self, key: &str) -> Option<&str> {
         self.members.iter().find(|(name, _)| &**name == key).and_then(|(_, member)| match member {
             MergedMember::Text(_) => None,
             MergedMember::Json(json) => Some(json.as_str()),
         })
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
     /// The members between the braces; `None`: there are none.
-    pub fn into_members(self) -> Option<String> {
+    pub(super) fn into_members(self) -> Option<String> {
         let mut members = String::new();
         self.write_members(&mut members);
         (!members.is_empty()).then_some(members)
     }
 
     /// Drops the members that are empty strings, but for those named.
-    pub fn drop_empty(&mut self, but: &[&str]) {
+    pub(super) fn drop_empty(&mut self, but: &[&str]) {
         self.members.retain(|(key, member)| {
             but.contains(&&**key) || !matches!(member, MergedMember::Text(text) if text.is_empty())
         });
     }
 
     /// Writes the members without the brackets around them.
-    pub fn write_members(&self, out: &mut String) {
+    pub(super) fn write_members(&self, out: &mut String) {
         for (at, (key, member)) in self.members.iter().enumerate() {
             if at > 0 {
                 out.push(',');
@@ -140,14 +140,14 @@ impl MergedObject {
     }
 
     /// Writes the object as JSON.
-    pub fn write(&self, out: &mut String) {
+    pub(super) fn write(&self, out: &mut String) {
         out.push('{');
         self.write_members(out);
         out.push('}');
     }
 
     /// The object as JSON.
-    pub fn to_json(&self) -> String {
+    pub(super) fn to_json(&self) -> String {
         let mut out = String::new();
         self.write(&mut out);
         out
@@ -173,7 +173,7 @@ impl MergedObject {
 
 impl MergedList {
     /// Appends a list's items; another value takes the place of what there is. A null changes nothing.
-    pub fn merge(&mut self, value: &RawValue) -> usize {
+    pub(super) fn merge(&mut self, value: &RawValue) -> usize {
         if is_null(value) {
             return 0;
         }
@@ -192,7 +192,7 @@ impl MergedList {
     }
 
     /// The value as JSON; `None`: none came.
-    pub fn into_json(self) -> Option<String> {
+    pub(super) fn into_json(self) -> Option<String> {
         match (self.is_list, self.text.is_empty()) {
             (true, _) => Some(format!("[{}]", self.text)),
             (false, true) => None,

@@ -54,7 +54,7 @@ struct MessageEvent<'a> {
 
 impl MessageStream {
     /// Reads the data of one event. Returns the growth of the held memory.
-    pub fn event(&mut self, data: &str) -> usize {
+    pub(super) fn event(&mut self, data: &str) -> usize {
         let Some(event) = parse_object::<MessageEvent<'_>>(data) else {
             self.parts.is_damaged |= data != "[DONE]";
             return 0;
@@ -85,7 +85,7 @@ impl MessageStream {
     }
 
     /// The parts of the answer, at the end of the stream or where it broke off.
-    pub fn finish(self) -> AnswerParts {
+    pub(super) fn finish(self) -> AnswerParts {
         let mut parts = self.parts;
         if !self.has_begun && self.blocks.is_empty() {
             return parts;

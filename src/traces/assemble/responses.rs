@@ -89,7 +89,7 @@ struct IncompleteDetails<'a> {
 
 impl ResponseStream {
     /// Reads the data of one event. Returns the growth of the held memory.
-    pub fn event(&mut self, data: &str) -> usize {
+    pub(super) fn event(&mut self, data: &str) -> usize {
         let Some(event) = parse_object::<ResponseEvent<'_>>(data) else {
             self.parts.is_damaged |= data != "[DONE]";
             return 0;
@@ -127,7 +127,7 @@ impl ResponseStream {
     }
 
     /// The parts of the answer, at the end of the stream or where it broke off.
-    pub fn finish(self) -> AnswerParts {
+    pub(super) fn finish(self) -> AnswerParts {
         let mut parts = self.parts;
         if let Some(choice) = parts.choices.first_mut() {
             if choice.logprobs.is_empty() {

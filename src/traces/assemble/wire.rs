@@ -136,7 +136,7 @@ struct TokenDetails {
 
 impl ChoiceLogprobs {
     /// Appends the values to `values`; a null among them is passed over. `false`: they are no such list.
-    pub fn append(raw: &RawValue, values: &mut Vec<f64>) -> bool {
+    pub(super) fn append(raw: &RawValue, values: &mut Vec<f64>) -> bool {
         if let Some((value, "")) = single_logprob(raw.get()) {
             values.push(value);
             return true;
@@ -155,12 +155,12 @@ impl ChoiceLogprobs {
 
 impl<'a> RawMembers<'a> {
     /// The members of the object that a text is.
-    pub fn parse(text: &'a str) -> Option<Self> {
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
         serde_json::from_str(text).ok()
     }
 
     /// The value of the last member of this name.
-    pub fn get(&self, name: &str) -> Option<&'a RawValue> {
+    pub(super) fn get(&self, name: &str) -> Option<&'a RawValue> {
         self.0.iter().rev().find(|(key, _)| key == name).map(|(_, value)| *value)
     }
 }

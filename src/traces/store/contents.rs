@@ -8,7 +8,7 @@ use crate::traces::record::{SessionSettings, TraceRecord};
 
 /// The least time between two traces of a session, in seconds: their order is that of their times. A power of
 /// two, so that sums of it are exact.
-pub const CREATED_STEP: f64 = 1.0 / (1 << 20) as f64;
+pub(super) const CREATED_STEP: f64 = 1.0 / (1 << 20) as f64;
 
 /// A trace with the time at which it was stored.
 #[derive(Clone, Debug, PartialEq)]
@@ -67,16 +67,16 @@ impl Default for StoreTimeouts {
 }
 
 /// The limits of a store in memory.
-pub fn memory_limits(config: &TracesConfig) -> StoreLimits {
+pub(super) fn memory_limits(config: &TracesConfig) -> StoreLimits {
     StoreLimits { keep: config.keep, max_bytes: config.memory }
 }
 
 /// The limits of a database.
-pub fn database_limits(config: &TracesConfig) -> StoreLimits {
+pub(super) fn database_limits(config: &TracesConfig) -> StoreLimits {
     StoreLimits { keep: config.keep, max_bytes: config.max_bytes }
 }
 
 /// The metadata of a session as JSON.
-pub fn metadata_text(settings: &SessionSettings) -> String {
+pub(super) fn metadata_text(settings: &SessionSettings) -> String {
     serde_json::to_string(&settings.metadata).unwrap_or_else(|_| "{}".into())
 }

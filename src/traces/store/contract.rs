@@ -10,9 +10,9 @@ use crate::traces::record::{SessionSettings, TraceRecord};
 use crate::traces::store::Store;
 
 /// The time at which the checks begin.
-pub const START_TIME: f64 = 1_700_000_000.0;
+pub(super) const START_TIME: f64 = 1_700_000_000.0;
 
-pub fn arcs(records: Vec<TraceRecord>) -> Vec<Arc<TraceRecord>> {
+pub(super) fn arcs(records: Vec<TraceRecord>) -> Vec<Arc<TraceRecord>> {
     records.into_iter().map(Arc::new).collect()
 }
 
@@ -39,7 +39,7 @@ async fn check_read(store: &Store, put: &[Arc<TraceRecord>]) -> Result<(), TestC
 }
 
 /// Puts random records in batches, checks them, and deletes one session after the other.
-pub async fn check_store(store: &Store, records: &[Arc<TraceRecord>]) -> Result<(), TestCaseError> {
+pub(super) async fn check_store(store: &Store, records: &[Arc<TraceRecord>]) -> Result<(), TestCaseError> {
     for batch in records.chunks(5) {
         store.put(batch, START_TIME).await.expect("is stored");
     }
@@ -56,7 +56,7 @@ pub async fn check_store(store: &Store, records: &[Arc<TraceRecord>]) -> Result<
 }
 
 /// Lists sessions, with the settings of one of them.
-pub async fn check_sessions(store: &Store) {
+pub(super) async fn check_sessions(store: &Store) {
     let one = |session: &str| vec![Arc::new(record(session, session, &["{}"], &[1], &[2]))];
     store.put(&one("a"), START_TIME).await.expect("is stored");
     store.put(&one("b"), START_TIME + 1.0).await.expect("is stored");
@@ -110,7 +110,7 @@ pub async fn check_sessions(store: &Store) {
 }
 
 /// A trace that is put again stays as it is.
-pub async fn check_repeated(store: &Store) {
+pub(super) async fn check_repeated(store: &Store) {
     let records = arcs(conversation("s", 2, 10, 3));
     store.put(&records, START_TIME).await.expect("is stored");
     store.put(&records, START_TIME + 1.0).await.expect("is stored");
@@ -124,7 +124,7 @@ pub async fn check_repeated(store: &Store) {
 }
 
 /// Sessions go that had no trace for too long.
-pub async fn check_expiry(store: &Store) {
+pub(super) async fn check_expiry(store: &Store) {
     for (session, at) in [("old", 0.0), ("new", 50.0)] {
         let records = arcs(conversation(session, 3, 10, 3));
         store.put(&records, START_TIME + at).await.expect("is stored");

@@ -13,7 +13,7 @@ use crate::traces::record::TraceRecord;
 
 /// A prompt as the difference to its parent's prompt and answer.
 #[derive(Debug)]
-pub struct PromptNode {
+pub(super) struct PromptNode {
     parent: Option<Arc<PromptNode>>,
     /// The leading turns that are the parent's.
     kept_turns: usize,
@@ -42,7 +42,7 @@ struct SharedPrompt {
 }
 
 /// The memory of an allocation: its header and what the allocator rounds up.
-pub fn allocation(len: usize) -> u64 {
+pub(super) fn allocation(len: usize) -> u64 {
     match len {
         0 => 0,
         _ => (len as u64 + 16).next_multiple_of(16),
@@ -55,7 +55,7 @@ impl PromptNode {
     /// The node of a record's prompt, with one holder, and the place in `earlier` of the prompt that it goes
     /// on with. The parent, which has a further holder then, is the one of `earlier` that saves most, or the
     /// ancestor of it that holds all that is shared.
-    pub fn new<'a>(
+    pub(super) fn new<'a>(
         record: &TraceRecord,
         earlier: impl Iterator<Item = &'a Arc<PromptNode>>,
     ) -> (PromptNode, Option<usize>) {
@@ -124,20 +124,20 @@ impl PromptNode {
     }
 
     /// The memory of this node alone.
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    pub fn request(&self) -> Option<&Arc<str>> {
+    pub(super) fn request(&self) -> Option<&Arc<str>> {
         self.request.as_ref()
     }
 
-    pub fn answer_ids(&self) -> &[u32] {
+    pub(super) fn answer_ids(&self) -> &[u32] {
         &self.answer_ids
     }
 
     /// All turns of the prompt.
-    pub fn all_turns(&self) -> Vec<Arc<str>> {
+    pub(super) fn all_turns(&self) -> Vec<Arc<str>> {
         let mut parts: Vec<&[Arc<str>]> = Vec::new();
         let (mut node, mut keep) = (self, usize::MAX);
         loop {
@@ -151,7 +151,7 @@ impl PromptNode {
     }
 
     /// All token ids of the prompt.
-    pub fn all_ids(&self) -> Vec<u32> {
+    pub(super) fn all_ids(&self) -> Vec<u32> {
         self.id_parts(false).concat()
     }
 
@@ -200,7 +200,7 @@ impl PromptNode {
     }
 
     /// Takes one holder away. Answers the bytes of this node and of its ancestors that have none any more.
-    pub fn release(&self) -> u64 {
+    pub(super) fn release(&self) -> u64 {
         let (mut node, mut freed) = (self, 0);
         while node.holders.fetch_sub(1, Ordering::Relaxed) == 1 {
             freed += node.bytes;

@@ -8,7 +8,13 @@ use proptest::prelude::*;
 use crate::traces::record::*;
 
 /// A record of a chat call with these turns and ids, and fixed values for the rest.
-pub fn record(session: &str, trace: &str, turns: &[&str], prompt: &[u32], answer: &[u32]) -> TraceRecord {
+pub(crate) fn record(
+    session: &str,
+    trace: &str,
+    turns: &[&str],
+    prompt: &[u32],
+    answer: &[u32],
+) -> TraceRecord {
     TraceRecord {
         facts: facts(session, trace),
         model: "m".into(),
@@ -62,7 +68,7 @@ fn facts(session: &str, trace: &str) -> CallFacts {
 
 /// A session of `turns` turns: each prompt is the one before it, its answer and a new message, from a first
 /// prompt of `first_ids` ids.
-pub fn conversation(session: &str, turns: usize, first_ids: u32, answer_ids: u32) -> Vec<TraceRecord> {
+pub(crate) fn conversation(session: &str, turns: usize, first_ids: u32, answer_ids: u32) -> Vec<TraceRecord> {
     let mut messages = vec![message("system", first_ids as usize * 4)];
     let mut prompt: Vec<u32> = (0..first_ids).map(|id| id * 7 % 150_000).collect();
     (0..turns as u32)
@@ -86,7 +92,7 @@ fn message(role: &str, bytes: usize) -> Arc<str> {
 
 /// What a step of a random session does: it goes on with the prompt of an earlier step, cut and extended.
 #[derive(Clone, Debug)]
-pub struct SampleStep {
+pub(crate) struct SampleStep {
     pub session: u8,
     earlier: prop::sample::Index,
     kept_turns: prop::sample::Index,
@@ -119,7 +125,7 @@ struct SampleChoice {
 }
 
 /// Random steps of three sessions.
-pub fn steps() -> impl Strategy<Value = Vec<SampleStep>> {
+pub(crate) fn steps() -> impl Strategy<Value = Vec<SampleStep>> {
     prop::collection::vec(step(), 1..24)
 }
 
@@ -166,7 +172,7 @@ fn values() -> impl Strategy<Value = SampleValues> {
 }
 
 /// The records of random steps, in their order.
-pub fn records(steps: &[SampleStep]) -> Vec<Arc<TraceRecord>> {
+pub(crate) fn records(steps: &[SampleStep]) -> Vec<Arc<TraceRecord>> {
     let mut records: Vec<Arc<TraceRecord>> = Vec::new();
     for (number, step) in steps.iter().enumerate() {
         let session = format!("session/{}:x", step.session);

@@ -6,28 +6,28 @@ use serde_json::{Value as Json, json};
 
 /// What is said, whatever the interface.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Talk {
+pub(super) struct Talk {
     pub system: Option<String>,
     pub tools: Vec<Tool>,
     pub turns: Vec<Turn>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Tool {
+pub(super) struct Tool {
     pub name: String,
     pub description: String,
     pub schema: Json,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum Turn {
+pub(super) enum Turn {
     User(Vec<Piece>),
     Assistant { text: Option<String>, calls: Vec<(String, Json)> },
     Result(Vec<Piece>),
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum Piece {
+pub(super) enum Piece {
     Text(String),
     Image(String),
 }
@@ -102,7 +102,7 @@ prop_compose! {
 // === the same thing in three interfaces ===
 
 /// JSON to be laid out: what a client may write in another way is free.
-pub enum Node {
+pub(super) enum Node {
     /// Keys in any order.
     Map(Vec<(&'static str, Node)>),
     List(Vec<Node>),
@@ -117,10 +117,10 @@ fn string(text: &str) -> Node {
 }
 
 /// Chance, for what a client is free to do.
-pub struct Luck(pub u64);
+pub(super) struct Luck(pub u64);
 
 impl Luck {
-    pub fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) as usize % bound
     }
@@ -152,7 +152,7 @@ fn select_status(index: usize) -> Json {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub enum RenderedApi {
+pub(super) enum RenderedApi {
     Chat,
     Responses,
     Messages,
@@ -316,7 +316,12 @@ fn system(text: &str, luck: &mut Luck) -> Node {
 }
 
 /// The body's fields. The conversation stands last among those that are prompt, where it is asked for.
-pub fn body(talk: &Talk, api: RenderedApi, talk_last: bool, luck: &mut Luck) -> Vec<(&'static str, Node)> {
+pub(super) fn body(
+    talk: &Talk,
+    api: RenderedApi,
+    talk_last: bool,
+    luck: &mut Luck,
+) -> Vec<(&'static str, Node)> {
     let mut fields = vec![("stream", Node::Kept(json!(true))), ("temperature", Node::Kept(json!(0.5)))];
     let write = match api {
         RenderedApi::Chat => chat,
@@ -349,7 +354,7 @@ pub fn body(talk: &Talk, api: RenderedApi, talk_last: bool, luck: &mut Luck) -> 
 
 // === laid out ===
 
-pub fn written(body: &[(&'static str, Node)], luck: &mut Luck) -> String {
+pub(super) fn written(body: &[(&'static str, Node)], luck: &mut Luck) -> String {
     let mut out = String::new();
     out.push('{');
     entries_written(body, luck, &mut out);
@@ -462,6 +467,6 @@ fn string_written(text: &str, luck: &mut Luck, out: &mut String) {
 }
 
 /// Any of the three.
-pub fn api() -> impl Strategy<Value = RenderedApi> {
+pub(super) fn api() -> impl Strategy<Value = RenderedApi> {
     select(vec![RenderedApi::Chat, RenderedApi::Responses, RenderedApi::Messages])
 }

@@ -8,13 +8,13 @@ use super::super::*;
 use crate::route::dialect::BodyDialect;
 use crate::route::rewrite::AddedAnswerFields;
 
-pub const BOTH: AddedAnswerFields = AddedAnswerFields { logprobs: true, token_ids: true };
-pub const LOGPROBS: AddedAnswerFields = AddedAnswerFields { logprobs: true, token_ids: false };
-pub const IDS: AddedAnswerFields = AddedAnswerFields { logprobs: false, token_ids: true };
-pub const NOTHING: AddedAnswerFields = AddedAnswerFields { logprobs: false, token_ids: false };
+pub(super) const BOTH: AddedAnswerFields = AddedAnswerFields { logprobs: true, token_ids: true };
+pub(super) const LOGPROBS: AddedAnswerFields = AddedAnswerFields { logprobs: true, token_ids: false };
+pub(super) const IDS: AddedAnswerFields = AddedAnswerFields { logprobs: false, token_ids: true };
+pub(super) const NOTHING: AddedAnswerFields = AddedAnswerFields { logprobs: false, token_ids: false };
 
 /// Of a real engine, with requested values between marks: `‹l…›` are log-probabilities, `‹t…›` token ids.
-pub const CHAT_STREAM: &str = concat!(
+pub(super) const CHAT_STREAM: &str = concat!(
     r#"data: {"id":"chatcmpl-82","object":"chat.completion.chunk","created":1795154964,"#,
     r#""model":"tiny","choices":[{"index":0,"delta":{"role":"assistant","content":""},"#,
     r#""logprobs":null,"finish_reason":null}],"#,
@@ -39,7 +39,7 @@ pub const CHAT_STREAM: &str = concat!(
     "\n\ndata: [DONE]\n\n",
 );
 
-pub const COMPLETION_STREAM: &str = concat!(
+pub(super) const COMPLETION_STREAM: &str = concat!(
     r#"data: {"id":"cmpl-af","object":"text_completion","created":1795154964,"model":"tiny","#,
     r#""choices":[{"index":0,"text":" dal","logprobs":‹l{"text_offset":[0],"#,
     r#""token_logprobs":[-7.0481791496276855],"tokens":[" dal"],"#,
@@ -54,7 +54,7 @@ pub const COMPLETION_STREAM: &str = concat!(
     "\n\ndata: [DONE]\n\n",
 );
 
-pub const CHAT: &str = concat!(
+pub(super) const CHAT: &str = concat!(
     r#"{"id":"chatcmpl-my-req-1","object":"chat.completion","created":1795154962,"model":"tiny","#,
     r#""choices":[{"index":0,"message":{"role":"assistant","content":"exo this","refusal":null,"#,
     r#""annotations":null,"audio":null,"function_call":null,"reasoning":null},"#,
@@ -70,7 +70,7 @@ pub const CHAT: &str = concat!(
     r#""ec_transfer_params":null,"metrics":null}"#,
 );
 
-pub const COMPLETION: &str = concat!(
+pub(super) const COMPLETION: &str = concat!(
     r#"{"id":"cmpl-8c777fc2479be4bf","object":"text_completion","created":1795154964,"#,
     r#""model":"tiny","choices":[{"index":0,"text":" dal","#,
     r#""logprobs":‹l{"text_offset":[0],"token_logprobs":[-7.0481791496276855],"tokens":[" dal"],"#,
@@ -82,14 +82,14 @@ pub const COMPLETION: &str = concat!(
 );
 
 /// Tokens that a tool call begins with: an event only if one of the fields is requested.
-pub const SILENT: &str = concat!(
+pub(super) const SILENT: &str = concat!(
     r#"data: {"id":"c","choices":[{"index":0,"delta":{},"logprobs":‹l{"content":[{"token":"<tool>","#,
     r#""logprob":-0.5}]}›,"finish_reason":null,"token_ids":‹t[7]›}]}"#,
     "\n\n"
 );
 
 /// Events in which nothing is requested, or which are to be left alone.
-pub const PLAIN: [&str; 11] = [
+pub(super) const PLAIN: [&str; 11] = [
     "data: {\"error\":{\"message\":\"token_ids\",\"type\":\"InternalServerError\",\"param\":null,\
      \"code\":500}}\n\n",
     ": keep-alive\n\n",
@@ -106,10 +106,10 @@ pub const PLAIN: [&str; 11] = [
 ];
 
 /// An event whose document has no end, which could come with further lines of data.
-pub const TORN: &str = "data: {\"choices\":[{\"token_ids\":[1]}\n\n";
+pub(super) const TORN: &str = "data: {\"choices\":[{\"token_ids\":[1]}\n\n";
 
 /// A text as it is with all requested values, and as it is without those of `fields`.
-pub fn with_and_without(marked: &str, fields: AddedAnswerFields) -> (String, String) {
+pub(super) fn with_and_without(marked: &str, fields: AddedAnswerFields) -> (String, String) {
     let mut parts = marked.split('‹');
     let first = parts.next().unwrap();
     let (mut with, mut without) = (first.to_owned(), first.to_owned());
@@ -124,20 +124,20 @@ pub fn with_and_without(marked: &str, fields: AddedAnswerFields) -> (String, Str
 
 /// As `with_and_without`, of a silent event: without the fields there is none, unless the client requested
 /// one.
-pub fn silent(fields: AddedAnswerFields) -> (String, String) {
+pub(super) fn silent(fields: AddedAnswerFields) -> (String, String) {
     let (with, without) = with_and_without(SILENT, fields);
     (with, if fields == BOTH { String::new() } else { without })
 }
 
 /// The places in a body of so many bytes, in order.
-pub fn places(cuts: &[Index], bytes: usize) -> Vec<usize> {
+pub(super) fn places(cuts: &[Index], bytes: usize) -> Vec<usize> {
     let mut places: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes + 1)).collect();
     places.sort_unstable();
     places
 }
 
 /// What a cleanup makes of a body.
-pub struct Cleaned {
+pub(super) struct Cleaned {
     pub body: String,
     /// Of each piece, whether it was changed and whether the content ends in it.
     pub pieces: Vec<CleanedPiece>,
@@ -146,7 +146,12 @@ pub struct Cleaned {
 }
 
 /// Feeds a body in pieces that end at these places, in order. The end comes with the last, or by itself.
-pub fn cleaned(mut cleanup: AnswerCleanup, body: &[u8], cuts: &[usize], is_end_apart: bool) -> Cleaned {
+pub(super) fn cleaned(
+    mut cleanup: AnswerCleanup,
+    body: &[u8],
+    cuts: &[usize],
+    is_end_apart: bool,
+) -> Cleaned {
     let (mut out, mut pieces, mut ended_at, mut fed) = (Vec::new(), Vec::new(), None, 0);
     let ends: Vec<usize> = cuts.iter().copied().chain([body.len()]).collect();
     let starts = std::iter::once(0).chain(ends.clone());
@@ -171,15 +176,15 @@ pub fn cleaned(mut cleanup: AnswerCleanup, body: &[u8], cuts: &[usize], is_end_a
     Cleaned { body: String::from_utf8(out).unwrap(), pieces, ended_at }
 }
 
-pub fn stream(dialect: BodyDialect, fields: AddedAnswerFields) -> AnswerCleanup {
+pub(super) fn stream(dialect: BodyDialect, fields: AddedAnswerFields) -> AnswerCleanup {
     AnswerCleanup::new(dialect, fields, 200, Some("text/event-stream; charset=utf-8"))
 }
 
-pub fn whole(dialect: BodyDialect, fields: AddedAnswerFields) -> AnswerCleanup {
+pub(super) fn whole(dialect: BodyDialect, fields: AddedAnswerFields) -> AnswerCleanup {
     AnswerCleanup::new(dialect, fields, 200, Some("application/json"))
 }
 
-pub fn fields() -> impl Strategy<Value = AddedAnswerFields> {
+pub(super) fn fields() -> impl Strategy<Value = AddedAnswerFields> {
     select(vec![BOTH, LOGPROBS, IDS])
 }
 
@@ -222,7 +227,7 @@ fn choice(part: &'static str) -> impl Strategy<Value = String> {
 }
 
 /// A document, marked.
-pub fn document(part: &'static str) -> impl Strategy<Value = String> {
+pub(super) fn document(part: &'static str) -> impl Strategy<Value = String> {
     let choices = prop::collection::vec(choice(part), 0..4);
     (choices, null_or(ids()), text(), any::<bool>()).prop_map(|(choices, prompt, text, is_first)| {
         let choices = format!(r#""choices":[{}]"#, choices.join(", "));

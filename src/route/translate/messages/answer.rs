@@ -12,7 +12,7 @@ use crate::route::translate::stream::{ChatEnd, error_in};
 const TRANSFER_FIELDS: [&str; 2] = ["kv_transfer_params", "ec_transfer_params"];
 
 /// The message.
-pub fn whole(form: &MessageBuilder, mut chat: WholeChat) -> Result<Vec<u8>, AnswerFault> {
+pub(crate) fn whole(form: &MessageBuilder, mut chat: WholeChat) -> Result<Vec<u8>, AnswerFault> {
     let choice = &chat.choice;
     let end = ChatEnd {
         finish_reason: choice["finish_reason"].as_str().unwrap_or_default().to_owned(),
@@ -81,7 +81,7 @@ fn input(arguments: &Value) -> Option<Value> {
 }
 
 /// The count of a prompt's tokens, from the answer of `/tokenize`; its tokens are not read.
-pub fn count(body: &[u8]) -> Result<Vec<u8>, AnswerFault> {
+pub(crate) fn count(body: &[u8]) -> Result<Vec<u8>, AnswerFault> {
     let count = json::document(body).and_then(|object| {
         let span = object.get("count")?;
         std::str::from_utf8(&body[span]).ok()?.parse::<u64>().ok()
@@ -93,7 +93,7 @@ pub fn count(body: &[u8]) -> Result<Vec<u8>, AnswerFault> {
 
 /// The engine's error in Anthropic's form, with the client's name of the model. What is no error of vLLM's
 /// own form, as a framework's 404 is none, stays as it is.
-pub fn error(names: Option<&ModelRename>, body: &[u8]) -> Vec<u8> {
+pub(crate) fn error(names: Option<&ModelRename>, body: &[u8]) -> Vec<u8> {
     let body = names.map_or_else(|| body.to_vec(), |names| names.document(body));
     if !json::has_at_most(&body, MAX_ANSWER_VALUES) {
         return body;
@@ -110,7 +110,7 @@ pub fn error(names: Option<&ModelRename>, body: &[u8]) -> Vec<u8> {
 }
 
 /// An error in Anthropic's form, from one as vLLM writes it.
-pub fn error_form(error: &Value) -> Value {
+pub(super) fn error_form(error: &Value) -> Value {
     let kind = error["type"].as_str().unwrap_or("api_error");
     // Clients of Anthropic's API expect a text.
     let message = error["message"].as_str().unwrap_or("The engine reported an error without a message.");

@@ -7,25 +7,25 @@ use crate::route::translate::stream::ChatEnd;
 
 /// Builds the message that answers one request, whole or event by event.
 #[derive(Debug)]
-pub struct MessageBuilder {
+pub(crate) struct MessageBuilder {
     pub asker: TranslationContext,
 }
 
 /// The tools that an answer calls, as far as they decide how it ended.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ToolUse {
+pub(super) struct ToolUse {
     pub is_any: bool,
     /// The arguments of the last are complete: it may be run.
     pub is_complete: bool,
 }
 
 impl MessageBuilder {
-    pub fn new(asker: TranslationContext) -> Self {
+    pub(crate) fn new(asker: TranslationContext) -> Self {
         MessageBuilder { asker }
     }
 
     /// `chat`: the answer, or its first chunk, which has the id that the message gets.
-    pub fn message(&self, chat: &Value, content: Vec<Value>) -> Value {
+    pub(crate) fn message(&self, chat: &Value, content: Vec<Value>) -> Value {
         let id = match chat["id"].as_str() {
             Some(id) if !id.is_empty() => id.to_owned(),
             _ => format!("msg_{:032x}", self.asker.seed),
@@ -40,12 +40,12 @@ impl MessageBuilder {
     }
 
     /// The signature of thoughts, which clients send back and vLLM does not read.
-    pub fn signature(&self) -> String {
+    pub(crate) fn signature(&self) -> String {
         format!("{:032x}", self.asker.seed)
     }
 
     /// A call of a tool. `index`: of the block, for the id of one that the engine gave none.
-    pub fn tool_use(&self, call: &Value, index: usize, input: Value) -> Value {
+    pub(crate) fn tool_use(&self, call: &Value, index: usize, input: Value) -> Value {
         let id = match call["id"].as_str() {
             Some(id) if !id.is_empty() => id.to_owned(),
             _ => format!("toolu_{:032x}", self.asker.seed.wrapping_add(index as u128 + 1)),
@@ -55,17 +55,17 @@ impl MessageBuilder {
     }
 }
 
-pub fn thinking(text: &str) -> Value {
+pub(super) fn thinking(text: &str) -> Value {
     json!({"type": "thinking", "thinking": text})
 }
 
-pub fn text(text: &str) -> Value {
+pub(super) fn text(text: &str) -> Value {
     json!({"type": "text", "text": text})
 }
 
 /// Why the answer ended, and the stop sequence that ended it, as vLLM decides both. The limit goes before all
 /// else. A stop string goes before a call that it cut short: the call must not be run.
-pub fn stop_reason(end: &ChatEnd, tools: ToolUse) -> (Option<&'static str>, Option<&str>) {
+pub(super) fn stop_reason(end: &ChatEnd, tools: ToolUse) -> (Option<&'static str>, Option<&str>) {
     match (end.finish_reason.as_str(), end.stop_reason.as_str()) {
         ("length", _) => (Some("max_tokens"), None),
         ("stop" | "tool_calls", _) if tools.is_complete => (Some("tool_use"), None),
@@ -78,7 +78,7 @@ pub fn stop_reason(end: &ChatEnd, tools: ToolUse) -> (Option<&'static str>, Opti
 
 /// The usage of a chat as Messages count it: `input_tokens` are those that were not read from the cache, and
 /// what the engine did not report of the cache is absent.
-pub fn usage(chat: &Value) -> Value {
+pub(super) fn usage(chat: &Value) -> Value {
     let mut usage = Map::new();
     let mut input = chat["prompt_tokens"].as_u64().unwrap_or(0);
     let details = &chat["prompt_tokens_details"];

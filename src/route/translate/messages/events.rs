@@ -20,7 +20,7 @@ const WAITING_ENTRY_BYTES: usize = 64;
 
 /// The message as far as it is told.
 #[derive(Debug)]
-pub struct MessageEvents {
+pub(crate) struct MessageEvents {
     form: MessageBuilder,
     open: Option<BlockKind>,
     /// The index of the next block, or of the open one.
@@ -44,7 +44,7 @@ enum BlockKind {
 }
 
 impl MessageEvents {
-    pub fn new(form: MessageBuilder) -> Self {
+    pub(crate) fn new(form: MessageBuilder) -> Self {
         MessageEvents {
             form,
             open: None,

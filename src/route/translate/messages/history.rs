@@ -39,7 +39,7 @@ struct MessageParts {
 }
 
 /// The messages of a chat, and the changes of its tools that stand between them.
-pub fn messages(
+pub(super) fn messages(
     system: Option<Value>,
     list: Vec<Value>,
     tags: bool,

@@ -28,7 +28,7 @@ const MIN_THINKING_TOKENS: i64 = 1024;
 const EFFORTS: [&str; 5] = ["low", "medium", "high", "xhigh", "max"];
 
 /// The chat of a Messages request with these fields.
-pub fn translate(mut given: JsonFields, tags: bool) -> Result<JsonFields, Reject> {
+pub(crate) fn translate(mut given: JsonFields, tags: bool) -> Result<JsonFields, Reject> {
     let limit = positive(&given, "max_tokens")?;
     let mut chat = conversation(&mut given, tags)?;
     let fields = KEPT_FIELDS.iter().filter_map(|key| given.shift_remove_entry(*key));
@@ -75,7 +75,7 @@ pub fn translate(mut given: JsonFields, tags: bool) -> Result<JsonFields, Reject
 }
 
 /// The request to `/tokenize` that counts the tokens of a Messages request with these fields.
-pub fn translate_count(mut given: JsonFields, tags: bool) -> Result<JsonFields, Reject> {
+pub(crate) fn translate_count(mut given: JsonFields, tags: bool) -> Result<JsonFields, Reject> {
     let mut chat = conversation(&mut given, tags)?;
     thinking_budget(&given)?;
     let mut kwargs = match given.shift_remove("chat_template_kwargs") {

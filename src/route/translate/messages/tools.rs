@@ -10,7 +10,7 @@ use crate::route::translate::request::{JsonFields, refused};
 
 /// A change of the tools in the midst of the messages.
 #[derive(Debug)]
-pub struct ToolChange {
+pub(super) struct ToolChange {
     /// Where it stands, for messages.
     pub place: String,
     pub is_removal: bool,
@@ -18,7 +18,7 @@ pub struct ToolChange {
 }
 
 /// The functions of the chat. The templates have one list of tools: that at the end of the conversation.
-pub fn tools(given: Option<Value>, changes: Vec<ToolChange>) -> Result<Option<Value>, Reject> {
+pub(super) fn tools(given: Option<Value>, changes: Vec<ToolChange>) -> Result<Option<Value>, Reject> {
     let list = match given {
         None => Vec::new(),
         Some(Value::Array(list)) => list,
@@ -114,7 +114,7 @@ fn present(tool: &mut JsonFields, key: &str) -> Option<(String, Value)> {
 }
 
 /// Which tool is to be called. Without tools a chat refuses the choice, which then says nothing.
-pub fn choice(given: &mut JsonFields, chat: &mut JsonFields) -> Result<(), Reject> {
+pub(super) fn choice(given: &mut JsonFields, chat: &mut JsonFields) -> Result<(), Reject> {
     let Some(choice) = given.shift_remove("tool_choice") else { return Ok(()) };
     let chosen = match choice["type"].as_str() {
         Some("auto") => json!("auto"),

@@ -6,7 +6,7 @@ use super::response::{self, OutputItemKind, ResponseBuilder, ResponseStatus};
 use crate::route::translate::answer::{AnswerFault, REASONING_FIELDS, WholeChat, text};
 
 /// The response.
-pub fn whole(form: &ResponseBuilder, mut chat: WholeChat) -> Result<Vec<u8>, AnswerFault> {
+pub(crate) fn whole(form: &ResponseBuilder, mut chat: WholeChat) -> Result<Vec<u8>, AnswerFault> {
     let mut output = items(form, &chat.choice);
     if form.asker.token_ids
         && let Some(last) = output.last_mut()

@@ -14,7 +14,7 @@ use crate::route::translate::tokens::AnswerTokens;
 
 /// The response as far as it is told, and the events that tell more of it.
 #[derive(Debug)]
-pub struct ResponseEvents {
+pub(crate) struct ResponseEvents {
     form: ResponseBuilder,
     /// Number of the next event.
     number: u64,
@@ -54,7 +54,7 @@ struct FunctionCall {
 }
 
 impl ResponseEvents {
-    pub fn new(form: ResponseBuilder) -> Self {
+    pub(crate) fn new(form: ResponseBuilder) -> Self {
         ResponseEvents {
             form,
             number: 0,

@@ -45,7 +45,7 @@ struct AssistantTurn {
 }
 
 /// The messages of a request.
-pub fn messages(instructions: Option<Value>, input: Value, tags: bool) -> Result<Value, Reject> {
+pub(super) fn messages(instructions: Option<Value>, input: Value, tags: bool) -> Result<Value, Reject> {
     let mut talk = ChatMessages { tags, ..ChatMessages::default() };
     match instructions {
         None => {}

@@ -27,7 +27,7 @@ const DROPPED_FIELDS: [&str; 7] =
 const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// The chat of a request with these fields, and what is remembered for its answer.
-pub fn translate(mut given: JsonFields, tags: bool) -> Result<(JsonFields, RequestEcho), Reject> {
+pub(crate) fn translate(mut given: JsonFields, tags: bool) -> Result<(JsonFields, RequestEcho), Reject> {
     check(&given)?;
     let echo = RequestEcho::new(&given);
     let mut chat = JsonFields::new();

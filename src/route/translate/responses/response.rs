@@ -43,7 +43,7 @@ const ROUTE_CHANGED_FIELDS: [(&str, &[&str]); 6] = [
 
 /// The fields of the request that its response echoes.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct RequestEcho {
+pub(crate) struct RequestEcho {
     fields: Map<String, Value>,
     /// The id that the client gave the response.
     id: Option<String>,
@@ -51,7 +51,7 @@ pub struct RequestEcho {
 
 /// Builds the responses of one request, from its first event to its last.
 #[derive(Debug)]
-pub struct ResponseBuilder {
+pub(crate) struct ResponseBuilder {
     echo: Arc<RequestEcho>,
     id: String,
     pub asker: TranslationContext,
@@ -59,7 +59,7 @@ pub struct ResponseBuilder {
 
 /// How far a response is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResponseStatus {
+pub(crate) enum ResponseStatus {
     Running,
     Completed,
     /// With its reason.
@@ -69,7 +69,7 @@ pub enum ResponseStatus {
 
 /// What an item of the output is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputItemKind {
+pub(crate) enum OutputItemKind {
     Reasoning,
     Message,
     Call,
@@ -78,7 +78,7 @@ pub enum OutputItemKind {
 // === impl Echo ===
 
 impl RequestEcho {
-    pub fn new(request: &Map<String, Value>) -> Self {
+    pub(crate) fn new(request: &Map<String, Value>) -> Self {
         let fields =
             ECHOED_FIELDS.iter().filter_map(|key| Some(((*key).to_owned(), request.get(*key)?.clone())));
         let id = request.get("request_id").and_then(Value::as_str).map(str::to_owned);
@@ -86,7 +86,7 @@ impl RequestEcho {
     }
 
     /// Takes the values that were really sent, after the route's edits.
-    pub fn apply_sent_chat(&mut self, chat: &[u8]) {
+    pub(crate) fn apply_sent_chat(&mut self, chat: &[u8]) {
         let Some(object) = json::document(chat) else { return };
         for (key, names) in ROUTE_CHANGED_FIELDS {
             let written = names.iter().find_map(|name| object.get(name));
@@ -112,13 +112,13 @@ impl RequestEcho {
 // === impl Form ===
 
 impl ResponseBuilder {
-    pub fn new(echo: Arc<RequestEcho>, asker: TranslationContext) -> Self {
+    pub(crate) fn new(echo: Arc<RequestEcho>, asker: TranslationContext) -> Self {
         let id = echo.id.clone().unwrap_or_else(|| format!("resp_{:032x}", asker.seed));
         ResponseBuilder { echo, id, asker }
     }
 
     /// The id of an item: other than those of all others, and of the response.
-    pub fn item_id(&self, kind: OutputItemKind, index: usize) -> String {
+    pub(crate) fn item_id(&self, kind: OutputItemKind, index: usize) -> String {
         let prefix = match kind {
             OutputItemKind::Reasoning => "rs",
             OutputItemKind::Message => "msg",
@@ -128,7 +128,13 @@ impl ResponseBuilder {
     }
 
     /// `served`: what the engine calls its model, for a client that has named none.
-    pub fn response(&self, served: &str, status: ResponseStatus, output: &[Value], usage: &Value) -> Value {
+    pub(crate) fn response(
+        &self,
+        served: &str,
+        status: ResponseStatus,
+        output: &[Value],
+        usage: &Value,
+    ) -> Value {
         let echo = &self.echo;
         let reason = match status {
             ResponseStatus::Incomplete(reason) => json!({ "reason": reason }),
@@ -173,7 +179,7 @@ impl ResponseBuilder {
 
 impl ResponseStatus {
     /// By the chat's `finish_reason`.
-    pub fn of(finish_reason: &str) -> Self {
+    pub(crate) fn of(finish_reason: &str) -> Self {
         match finish_reason {
             "length" => ResponseStatus::Incomplete("max_output_tokens"),
             "content_filter" => ResponseStatus::Incomplete("content_filter"),
@@ -196,7 +202,7 @@ impl ResponseStatus {
 
 /// Reasoning stands in the content, as vLLM puts it, and in the summary: clients that keep only the summary
 /// send it back with their next request.
-pub fn reasoning(id: &str, text: &str) -> Value {
+pub(super) fn reasoning(id: &str, text: &str) -> Value {
     json!({
         "id": id,
         "summary": [{"text": text, "type": "summary_text"}],
@@ -208,7 +214,7 @@ pub fn reasoning(id: &str, text: &str) -> Value {
 }
 
 /// `logprobs`: null where the client did not request them.
-pub fn message(id: &str, text: &str, logprobs: Value) -> Value {
+pub(super) fn message(id: &str, text: &str, logprobs: Value) -> Value {
     json!({
         "id": id,
         "content": [{"annotations": [], "text": text, "type": "output_text", "logprobs": logprobs}],
@@ -220,7 +226,7 @@ pub fn message(id: &str, text: &str, logprobs: Value) -> Value {
 }
 
 /// The output item of a function call.
-pub fn call(id: &str, (call_id, name): (&str, &str), arguments: &str, status: &str) -> Value {
+pub(super) fn call(id: &str, (call_id, name): (&str, &str), arguments: &str, status: &str) -> Value {
     json!({
         "arguments": arguments,
         "call_id": call_id,
@@ -233,7 +239,7 @@ pub fn call(id: &str, (call_id, name): (&str, &str), arguments: &str, status: &s
 
 /// Translates a chat's usage. Details that the engine's chat leaves out are 0, as in vLLM's own Responses:
 /// strict clients refuse a null there.
-pub fn usage(chat: &Value) -> Value {
+pub(super) fn usage(chat: &Value) -> Value {
     if !chat.is_object() {
         return Value::Null;
     }

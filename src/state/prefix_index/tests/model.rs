@@ -6,20 +6,20 @@ use super::{Hits, Slot};
 use crate::prompt::chain::thinning::{expected_beyond, stored_count, stored_depth, stored_weight};
 
 /// The facts of a lookup: the leading blocks of each upstream, and the branches of each known block.
-pub type LookupFacts = (Vec<usize>, Vec<u32>);
+pub(super) type LookupFacts = (Vec<usize>, Vec<u32>);
 
-pub fn facts(hits: &Hits, at: &[Slot]) -> LookupFacts {
+pub(super) fn facts(hits: &Hits, at: &[Slot]) -> LookupFacts {
     let held = at.iter().map(|slot| hits.held(*slot)).collect();
     (held, (0..hits.known()).map(|block| hits.branches(block)).collect())
 }
 
 /// Returns every chain of four blocks, each with one of two texts.
-pub fn chains() -> impl Iterator<Item = Vec<u8>> {
+pub(super) fn chains() -> impl Iterator<Item = Vec<u8>> {
     (0u8..16).map(|number| [3, 2, 1, 0].map(|place| number >> place & 1).to_vec())
 }
 
 /// Returns the hashes of a chain, each of a block and all before it.
-pub fn name(text: &[u8]) -> Vec<u64> {
+pub(super) fn name(text: &[u8]) -> Vec<u64> {
     let step = |hash: &mut u64, text: &u8| {
         *hash = (*hash ^ u64::from(*text)).wrapping_mul(0x0000_0100_0000_01B3);
         Some(*hash)
@@ -41,24 +41,24 @@ struct ModelCache {
     evicted: usize,
 }
 
-pub struct IndexModel {
+pub(super) struct IndexModel {
     limit: usize,
     tick: usize,
     caches: Vec<ModelCache>,
 }
 
 impl IndexModel {
-    pub fn new(limit: usize, caches: usize) -> Self {
+    pub(super) fn new(limit: usize, caches: usize) -> Self {
         let cache = || ModelCache { limit: usize::MAX, pairs: Vec::new(), evicted: 0 };
         IndexModel { limit, tick: 0, caches: (0..caches).map(|_| cache()).collect() }
     }
 
     /// Returns the number of blocks that all pairs stand for.
-    pub fn pairs(&self) -> usize {
+    pub(super) fn pairs(&self) -> usize {
         self.caches.iter().map(ModelCache::blocks).sum()
     }
 
-    pub fn learn(&mut self, text: &[u8], slot: usize) {
+    pub(super) fn learn(&mut self, text: &[u8], slot: usize) {
         self.tick += 1;
         let cache = &mut self.caches[slot];
         let stored = stored_count(text.len().min(cache.limit).min(self.limit));
@@ -80,7 +80,7 @@ impl IndexModel {
     }
 
     /// Undoes the latest `learn`.
-    pub fn take_back(&mut self, text: &[u8], slot: usize) {
+    pub(super) fn take_back(&mut self, text: &[u8], slot: usize) {
         let cache = &mut self.caches[slot];
         if cache.evicted == self.tick {
             return;
@@ -93,17 +93,17 @@ impl IndexModel {
         cache.pairs.retain(|pair| pair.claims > 0);
     }
 
-    pub fn limit(&mut self, slot: usize, limit: usize) {
+    pub(super) fn limit(&mut self, slot: usize, limit: usize) {
         self.caches[slot].limit = limit;
         self.caches[slot].trim();
     }
 
-    pub fn limit_all(&mut self, limit: usize) {
+    pub(super) fn limit_all(&mut self, limit: usize) {
         self.limit = limit;
         self.trim();
     }
 
-    pub fn facts(&self, text: &[u8]) -> LookupFacts {
+    pub(super) fn facts(&self, text: &[u8]) -> LookupFacts {
         let holds =
             |cache: &ModelCache, length: usize| cache.pairs.iter().any(|pair| pair.text == text[..length]);
         let stored = || (1..=stored_count(text.len())).map(stored_depth);

@@ -4,7 +4,7 @@ use super::model::{chains, name};
 use super::*;
 
 /// Applies the new part of a chain to a sibling's index.
-pub fn share(sibling: &Index, chain: &[u64], receipt: &Receipt, slot: Slot) -> Option<Receipt> {
+pub(super) fn share(sibling: &Index, chain: &[u64], receipt: &Receipt, slot: Slot) -> Option<Receipt> {
     let ChainTail { parent, hashes, end, .. } = receipt.new_part(chain);
     match parent {
         Some(parent) => sibling.learn_after(parent, &hashes, end, slot),

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use crate::traces::record::TraceApi;
 
 /// The line ends of streams.
-pub const LINE_ENDS: [&str; 3] = ["\n", "\r\n", "\r"];
+pub(super) const LINE_ENDS: [&str; 3] = ["\n", "\r\n", "\r"];
 
 /// What the engine computed.
 #[derive(Clone, Debug)]
-pub struct SourceAnswer {
+pub(super) struct SourceAnswer {
     pub prompt: Vec<u32>,
     pub choices: Vec<SourceChoice>,
     /// Characters beyond ASCII are escaped.
@@ -24,7 +24,7 @@ pub struct SourceAnswer {
 }
 
 #[derive(Clone, Debug)]
-pub struct SourceChoice {
+pub(super) struct SourceChoice {
     /// Tokens without a text of the message.
     pub silent: Vec<SourceToken>,
     pub reasoning: Vec<SourceToken>,
@@ -35,7 +35,7 @@ pub struct SourceChoice {
 }
 
 #[derive(Clone, Debug)]
-pub struct SourceToken {
+pub(super) struct SourceToken {
     pub id: u32,
     pub logprob: f64,
     pub text: String,
@@ -47,11 +47,11 @@ impl SourceChoice {
         self.silent.iter().chain(&self.reasoning).chain(&self.content).chain(tools).collect()
     }
 
-    pub fn ids(&self) -> Vec<u32> {
+    pub(super) fn ids(&self) -> Vec<u32> {
         self.tokens().iter().map(|token| token.id).collect()
     }
 
-    pub fn logprobs(&self) -> Vec<f64> {
+    pub(super) fn logprobs(&self) -> Vec<f64> {
         self.tokens().iter().map(|token| token.logprob).collect()
     }
 
@@ -60,7 +60,7 @@ impl SourceChoice {
     }
 
     /// The message without nulls, but for its content.
-    pub fn message(&self, api: TraceApi) -> Value {
+    pub(super) fn message(&self, api: TraceApi) -> Value {
         if api == TraceApi::Completions {
             let tokens = self.tokens();
             return json!({"role": "assistant", "content": joined(&tokens)});
@@ -170,7 +170,7 @@ impl SourceAnswer {
     }
 
     /// The answer as one document.
-    pub fn whole(&self, api: TraceApi) -> String {
+    pub(super) fn whole(&self, api: TraceApi) -> String {
         let is_chat = api == TraceApi::Chat;
         let prompt = json!(self.prompt);
         let choices = self.choices.iter().enumerate().map(|(index, choice)| {
@@ -212,7 +212,7 @@ impl SourceAnswer {
     }
 
     /// The answer as events; the choices have their turns in any order.
-    pub fn stream(&self, api: TraceApi, line_end: &str, with_usage: bool) -> String {
+    pub(super) fn stream(&self, api: TraceApi, line_end: &str, with_usage: bool) -> String {
         let mut out = String::new();
         let mut event = |data: &str| {
             out.push_str("data: ");
@@ -324,7 +324,7 @@ fn choice() -> impl Strategy<Value = SourceChoice> {
 }
 
 /// Any answer. At least one token: an engine sends none without.
-pub fn source_answer() -> impl Strategy<Value = SourceAnswer> {
+pub(super) fn source_answer() -> impl Strategy<Value = SourceAnswer> {
     (
         prop::collection::vec(0..200_000u32, 1..40),
         prop::collection::vec(choice(), 1..4),

@@ -17,13 +17,13 @@ use tokio::time::timeout;
 use crate::traces::store::contents::StoreError;
 
 /// The connections to one database.
-pub enum SqlPool {
+pub(super) enum SqlPool {
     Sqlite(SqlitePool),
     Postgres(PgPool),
 }
 
 /// A connection that was taken from its pool.
-pub struct SqlLink {
+pub(super) struct SqlLink {
     connection: SqlConnection,
     limit: Duration,
     /// Neither in a transaction nor in a statement.
@@ -38,7 +38,7 @@ enum SqlConnection {
 
 /// A value of a statement.
 #[derive(Clone, Debug)]
-pub enum SqlValue<'a> {
+pub(super) enum SqlValue<'a> {
     Text(Option<Cow<'a, str>>),
     Integer(Option<i64>),
     Real(Option<f64>),
@@ -46,7 +46,7 @@ pub enum SqlValue<'a> {
 }
 
 /// A row of a result, read from its first column to its last.
-pub struct SqlRow {
+pub(super) struct SqlRow {
     row: SqlRowKind,
     next: usize,
 }
@@ -86,7 +86,7 @@ macro_rules! query {
 
 impl SqlPool {
     /// A connection whose statements may take as long as `limit`.
-    pub async fn acquire(&self, limit: Duration) -> Result<SqlLink, StoreError> {
+    pub(super) async fn acquire(&self, limit: Duration) -> Result<SqlLink, StoreError> {
         let connection = match self {
             SqlPool::Sqlite(pool) => SqlConnection::Sqlite(pool.acquire().await?),
             SqlPool::Postgres(pool) => SqlConnection::Postgres(pool.acquire().await?),
@@ -95,7 +95,7 @@ impl SqlPool {
     }
 
     /// A connection in a transaction that writes.
-    pub async fn begin(&self, limit: Duration) -> Result<SqlLink, StoreError> {
+    pub(super) async fn begin(&self, limit: Duration) -> Result<SqlLink, StoreError> {
         let mut link = self.acquire(limit).await?;
         link.in_transaction = true;
         let begin = match self {
@@ -107,11 +107,11 @@ impl SqlPool {
         Ok(link)
     }
 
-    pub fn is_postgres(&self) -> bool {
+    pub(super) fn is_postgres(&self) -> bool {
         matches!(self, SqlPool::Postgres(_))
     }
 
-    pub async fn close(&self) {
+    pub(super) async fn close(&self) {
         either!(SqlPool, self, pool => pool.close().await);
     }
 }
@@ -120,7 +120,7 @@ impl SqlPool {
 
 impl SqlLink {
     /// Runs a statement. Answers the number of rows that it changed.
-    pub async fn execute(&mut self, sql: &str, values: &[SqlValue<'_>]) -> Result<u64, StoreError> {
+    pub(super) async fn execute(&mut self, sql: &str, values: &[SqlValue<'_>]) -> Result<u64, StoreError> {
         self.settled = false;
         let done = match &mut self.connection {
             SqlConnection::Sqlite(connection) => {
@@ -136,7 +136,11 @@ impl SqlLink {
     }
 
     /// Runs a query. Answers all of its rows.
-    pub async fn rows(&mut self, sql: &str, values: &[SqlValue<'_>]) -> Result<Vec<SqlRow>, StoreError> {
+    pub(super) async fn rows(
+        &mut self,
+        sql: &str,
+        values: &[SqlValue<'_>],
+    ) -> Result<Vec<SqlRow>, StoreError> {
         self.settled = false;
         let row = |row| SqlRow { row, next: 0 };
         let rows = match &mut self.connection {
@@ -153,12 +157,16 @@ impl SqlLink {
     }
 
     /// The first row of a query's result.
-    pub async fn row(&mut self, sql: &str, values: &[SqlValue<'_>]) -> Result<Option<SqlRow>, StoreError> {
+    pub(super) async fn row(
+        &mut self,
+        sql: &str,
+        values: &[SqlValue<'_>],
+    ) -> Result<Option<SqlRow>, StoreError> {
         Ok(self.rows(sql, values).await?.into_iter().next())
     }
 
     /// Commits the transaction.
-    pub async fn commit(mut self) -> Result<(), StoreError> {
+    pub(super) async fn commit(mut self) -> Result<(), StoreError> {
         self.execute("COMMIT", &[]).await?;
         self.in_transaction = false;
         Ok(())
@@ -187,28 +195,28 @@ impl Drop for SqlLink {
 impl<'a> SqlValue<'a> {
     /// A text without the character NUL, which PostgreSQL's texts cannot hold: SUBSTITUTE, as long in bytes,
     /// stands in its place.
-    pub fn text(text: &'a str) -> Self {
+    pub(super) fn text(text: &'a str) -> Self {
         SqlValue::Text(Some(match text.contains('\0') {
             true => text.replace('\0', "\u{1a}").into(),
             false => text.into(),
         }))
     }
 
-    pub fn optional_text(text: Option<&'a str>) -> Self {
+    pub(super) fn optional_text(text: Option<&'a str>) -> Self {
         text.map_or(SqlValue::Text(None), SqlValue::text)
     }
 
     /// The largest number that fits where it does not.
-    pub fn integer(number: impl TryInto<i64>) -> Self {
+    pub(super) fn integer(number: impl TryInto<i64>) -> Self {
         SqlValue::Integer(Some(number.try_into().unwrap_or(i64::MAX)))
     }
 
-    pub fn real(number: f64) -> Self {
+    pub(super) fn real(number: f64) -> Self {
         SqlValue::Real(Some(number))
     }
 
     /// The bytes of its content.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match self {
             SqlValue::Text(text) => text.as_ref().map_or(0, |text| text.len()),
             SqlValue::Integer(_) | SqlValue::Real(_) => 8,
@@ -229,45 +237,45 @@ macro_rules! next_column {
 
 impl SqlRow {
     /// The text of a column, whatever was read before.
-    pub fn text_at(&self, column: usize) -> Result<Option<String>, StoreError> {
+    pub(super) fn text_at(&self, column: usize) -> Result<Option<String>, StoreError> {
         Ok(either!(SqlRowKind, &self.row, row => row.try_get(column))?)
     }
 
     /// The number of a column, whatever was read before.
-    pub fn real_at(&self, column: usize) -> Result<f64, StoreError> {
+    pub(super) fn real_at(&self, column: usize) -> Result<f64, StoreError> {
         Ok(either!(SqlRowKind, &self.row, row => row.try_get(column))?)
     }
 
-    pub fn text(&mut self) -> Result<String, StoreError> {
+    pub(super) fn text(&mut self) -> Result<String, StoreError> {
         Ok(next_column!(self, String))
     }
 
-    pub fn optional_text(&mut self) -> Result<Option<String>, StoreError> {
+    pub(super) fn optional_text(&mut self) -> Result<Option<String>, StoreError> {
         Ok(next_column!(self, Option<String>))
     }
 
-    pub fn integer(&mut self) -> Result<i64, StoreError> {
+    pub(super) fn integer(&mut self) -> Result<i64, StoreError> {
         Ok(next_column!(self, i64))
     }
 
-    pub fn optional_integer(&mut self) -> Result<Option<i64>, StoreError> {
+    pub(super) fn optional_integer(&mut self) -> Result<Option<i64>, StoreError> {
         Ok(next_column!(self, Option<i64>))
     }
 
     /// A number that cannot be negative.
-    pub fn count(&mut self) -> Result<u64, StoreError> {
+    pub(super) fn count(&mut self) -> Result<u64, StoreError> {
         Ok(u64::try_from(self.integer()?).unwrap_or(0))
     }
 
-    pub fn real(&mut self) -> Result<f64, StoreError> {
+    pub(super) fn real(&mut self) -> Result<f64, StoreError> {
         Ok(next_column!(self, f64))
     }
 
-    pub fn optional_real(&mut self) -> Result<Option<f64>, StoreError> {
+    pub(super) fn optional_real(&mut self) -> Result<Option<f64>, StoreError> {
         Ok(next_column!(self, Option<f64>))
     }
 
-    pub fn flag(&mut self) -> Result<bool, StoreError> {
+    pub(super) fn flag(&mut self) -> Result<bool, StoreError> {
         Ok(next_column!(self, bool))
     }
 }

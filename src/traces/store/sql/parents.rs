@@ -25,7 +25,7 @@ const MAX_DEPTH: usize = 64;
 const ENTRY_BYTES: usize = 256;
 
 /// The last traces of sessions, the least recently active of which is forgotten first.
-pub struct KnownParents {
+pub(super) struct KnownParents {
     sessions: HashMap<Arc<str>, KnownSession>,
     activity: BTreeMap<u64, Arc<str>>,
     tick: u64,
@@ -54,7 +54,7 @@ struct KnownBranch {
 
 /// What a row does not hold because its parent's has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RowDelta {
+pub(super) struct RowDelta {
     pub parent: Option<String>,
     /// The leading turns of the parent's prompt.
     pub turns: usize,
@@ -65,7 +65,7 @@ pub struct RowDelta {
 
 /// The bytes at both ends of a text that are equal to those of another one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SharedEnds {
+pub(super) struct SharedEnds {
     pub lead: usize,
     pub tail: usize,
 }
@@ -73,13 +73,13 @@ pub struct SharedEnds {
 // === impl KnownParents ===
 
 impl KnownParents {
-    pub fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         let (sessions, activity) = (HashMap::new(), BTreeMap::new());
         KnownParents { sessions, activity, tick: 0, bytes: 0, limit }
     }
 
     /// What a record shares with the trace of its session that saves most; it is known from now on.
-    pub fn follow(&mut self, record: &TraceRecord) -> RowDelta {
+    pub(super) fn follow(&mut self, record: &TraceRecord) -> RowDelta {
         let turns: Vec<u128> = record.turns.iter().map(|turn| xxh3_128(turn.as_bytes())).collect();
         let id: Arc<str> = record.facts.session_id.as_str().into();
         self.tick += 1;
@@ -107,7 +107,7 @@ impl KnownParents {
     }
 
     /// Forgets a session: its next trace is stored whole.
-    pub fn forget(&mut self, id: &str) {
+    pub(super) fn forget(&mut self, id: &str) {
         if let Some(session) = self.sessions.remove(id) {
             self.activity.remove(&session.tick);
             self.bytes -= session.bytes + ENTRY_BYTES;
@@ -180,7 +180,7 @@ impl KnownBranch {
 
 impl SharedEnds {
     /// The equal ends of two texts, cut where characters begin; the ends do not overlap in either text.
-    pub fn of(parent: &str, own: &str) -> Self {
+    pub(super) fn of(parent: &str, own: &str) -> Self {
         let mut lead = equal_beginning(parent.as_bytes(), own.as_bytes());
         while !own.is_char_boundary(lead) {
             lead -= 1;

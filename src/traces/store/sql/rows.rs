@@ -15,7 +15,7 @@ use crate::traces::record::*;
 use crate::traces::store::contents::{StoreError, StoredTrace};
 
 /// A record with the texts of its row.
-pub struct EncodedRow {
+pub(super) struct EncodedRow {
     record: Arc<TraceRecord>,
     delta: RowDelta,
     turns: String,
@@ -66,14 +66,14 @@ enum LogprobName {
 
 /// Rebuilds records from rows, each of which comes after its parent's.
 #[derive(Default)]
-pub struct RowDecoder {
+pub(super) struct RowDecoder {
     rebuilt: HashMap<String, Arc<TraceRecord>>,
 }
 
 // === impl EncodedRow ===
 
 impl EncodedRow {
-    pub fn new(record: &Arc<TraceRecord>, delta: RowDelta) -> Self {
+    pub(super) fn new(record: &Arc<TraceRecord>, delta: RowDelta) -> Self {
         let first = record.choices.first().map(ChoiceTexts::new);
         let more: Vec<_> = record.choices.iter().skip(1).map(ChoiceObject::new).collect();
         let request = record.request.as_ref();
@@ -93,17 +93,17 @@ impl EncodedRow {
         }
     }
 
-    pub fn record(&self) -> &Arc<TraceRecord> {
+    pub(super) fn record(&self) -> &Arc<TraceRecord> {
         &self.record
     }
 
     /// Whether the row needs the row of another trace.
-    pub fn has_parent(&self) -> bool {
+    pub(super) fn has_parent(&self) -> bool {
         self.delta.parent.is_some()
     }
 
     /// The values of the row, in the order of the columns.
-    pub fn values<'a>(&'a self, session: &'a str, created_at: f64) -> Vec<SqlValue<'a>> {
+    pub(super) fn values<'a>(&'a self, session: &'a str, created_at: f64) -> Vec<SqlValue<'a>> {
         let record = &*self.record;
         let facts = &record.facts;
         let millis = |duration: Duration| duration.as_nanos() as f64 / 1e6;
@@ -262,12 +262,12 @@ fn gaps_text(document: &CutDocument) -> Option<String> {
 
 impl RowDecoder {
     /// Frees a trace that no further row needs.
-    pub fn forget(&mut self, trace_id: &str) {
+    pub(super) fn forget(&mut self, trace_id: &str) {
         self.rebuilt.remove(trace_id);
     }
 
     /// The trace of a row.
-    pub fn decode(&mut self, mut row: SqlRow) -> Result<StoredTrace, StoreError> {
+    pub(super) fn decode(&mut self, mut row: SqlRow) -> Result<StoredTrace, StoreError> {
         let trace_id = row.text()?;
         let decoded = self.decode_rest(&trace_id, &mut row);
         let (record, created_at) = decoded.map_err(|reason| match reason {

@@ -75,7 +75,7 @@ const FIRST_TABLES: &[&str] = &[
 ];
 
 /// The columns of `traces`, in the order in which rows are written and read.
-pub const COLUMNS: &str = "trace_id, session_id, created_at, arrived_at, api, model, client_model, \
+pub(super) const COLUMNS: &str = "trace_id, session_id, created_at, arrived_at, api, model, client_model, \
      request_id, upstream, attempts, status, error, stream, partial, cumulative, finish_reason, \
      weight_version, latency_ms, ttft_ms, queue_ms, prompt_tokens, completion_tokens, cached_tokens, \
      reasoning_tokens, parent_id, shared_turns, turns, shared_prompt_ids, prompt_token_ids, \
@@ -83,14 +83,14 @@ pub const COLUMNS: &str = "trace_id, session_id, created_at, arrived_at, api, mo
      more_choices, choice_extra, request_lead, request_tail, request, request_gaps, response, response_gaps";
 
 /// The place of `created_at` among the columns.
-pub const CREATED_COLUMN: usize = 2;
+pub(super) const CREATED_COLUMN: usize = 2;
 
 /// The place of `parent_id` among the columns.
-pub static PARENT_COLUMN: LazyLock<usize> =
+pub(super) static PARENT_COLUMN: LazyLock<usize> =
     LazyLock::new(|| COLUMNS.split(',').position(|column| column.trim() == "parent_id").unwrap_or_default());
 
 /// Inserts a row unless its parent is gone or its trace is stored already.
-pub static INSERT: LazyLock<String> = LazyLock::new(|| {
+pub(super) static INSERT: LazyLock<String> = LazyLock::new(|| {
     let count = COLUMNS.split(',').count();
     let parent = *PARENT_COLUMN + 1;
     let values: Vec<String> = (1..=count).map(|place| format!("${place}")).collect();
@@ -105,7 +105,7 @@ pub static INSERT: LazyLock<String> = LazyLock::new(|| {
 const MIGRATION_LOCK: i64 = 0x766c_6c6d_2d6c_6201;
 
 /// Brings the database to the newest version.
-pub async fn migrate(pool: &SqlPool, limit: Duration) -> Result<(), StoreError> {
+pub(super) async fn migrate(pool: &SqlPool, limit: Duration) -> Result<(), StoreError> {
     // A database of the newest version is not written to, so that one that cannot be is still read.
     if version(&mut pool.acquire(limit).await?).await.is_ok_and(|found| found == MIGRATIONS.len()) {
         return Ok(());
