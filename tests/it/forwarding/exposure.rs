@@ -18,7 +18,7 @@ async fn errors(expose: bool) -> (String, Vec<Answer>) {
     config.expose = expose;
     config.retry.attempts = 0;
     config.breaker.failures = 1000;
-    config.timeouts.first_byte = Some(std::time::Duration::from_millis(300));
+    config.timeouts.first_byte = Some(std::time::Duration::from_secs(1));
     let balancer = Balancer::ready(config).await;
     let mut errors = Vec::new();
     engine.set_fault(InjectedFault::StallHeaders).await;
