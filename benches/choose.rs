@@ -46,7 +46,7 @@ fn scatter(number: u64) -> u64 {
     mixed ^ (mixed >> 27)
 }
 
-/// A fleet whose upstreams are ready, and the memory of what they were sent.
+/// A fleet of ready upstreams, and the memory of the prompts that each was sent.
 struct World {
     fleet: Arc<Fleet>,
     state: Arc<State>,

@@ -68,7 +68,7 @@ const SCENARIOS: [Scenario; 3] = [
     },
 ];
 
-/// The runtimes whose threads are told apart.
+/// One runtime for each part of this process; the meter reads the processor time of each.
 struct Runtimes {
     engines: Runtime,
     siblings: Runtime,

@@ -94,7 +94,7 @@ fn cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// A fleet whose upstreams are ready, and the sender that ends it.
+/// A fleet of ready upstreams, and the sender that stops its keeper.
 fn fleet(runtime: &Runtime, discovered: bool) -> (std::sync::Arc<Fleet>, watch::Sender<bool>) {
     runtime.block_on(async {
         let config = config(&serve().await, discovered);

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// Threads of this process whose names begin with one of these.
+/// The beginnings of the names of this process's measured threads.
 pub const OWN_THREADS: [&str; 4] = ["siblings", "readers", "engines", "clients"];
 
 /// Seconds of processor time since each one's start.

@@ -41,7 +41,7 @@ const PROBE_BYTES: usize = 32 * 512;
 /// Tokens that each engine keeps.
 const CACHE_TOKENS: usize = 4 << 20;
 
-/// A runtime whose threads the meter can tell apart.
+/// Builds a runtime with a name for its threads, by which the meter finds them.
 pub fn runtime(name: &str, threads: usize) -> Runtime {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(threads).thread_name(name).enable_all().build().expect("a runtime")
@@ -115,7 +115,7 @@ impl Stage {
         CpuSeconds::read(self.balancer.pid(), self.redis_process)
     }
 
-    /// The sum over the samples of a metric whose labels contain `label`.
+    /// Returns the sum over the samples of a metric that have `label` among their labels.
     pub async fn metric(&self, name: &str, label: &str) -> f64 {
         let page = self.balancer.admin("/metrics").await;
         let of = |line: &&str| {

@@ -365,15 +365,15 @@ mod tests {
         }
     }
 
-    /// One step: a report of a sibling, its end, or a time in which siblings expire.
+    /// A report of a sibling, its end, or a time in which siblings expire.
     #[derive(Clone, Debug)]
-    enum Step {
+    enum SiblingEvent {
         Report { balancer: u64, whole: bool, rows: Vec<(usize, SiblingLoad)> },
         Leave(u64),
         Wait(Duration),
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    fn steps() -> impl Strategy<Value = Vec<SiblingEvent>> {
         let number = || prop_oneof![Just(0), 0u64..5, Just(u64::MAX), Just(u64::MAX - 1), any::<u64>()];
         let load = (number(), number(), number()).prop_map(|(active, backlog, context)| SiblingLoad {
             active,
@@ -383,9 +383,9 @@ mod tests {
         let load = prop_oneof![1 => Just(SiblingLoad::default()), 3 => load];
         let report = (2u64..5, any::<bool>(), prop::collection::vec((0..NAMES.len(), load), 0..6));
         let step = prop_oneof![
-            8 => report.prop_map(|(balancer, whole, rows)| Step::Report { balancer, whole, rows }),
-            1 => (2u64..5).prop_map(Step::Leave),
-            1 => (0u64..2000).prop_map(|millis| Step::Wait(Duration::from_millis(millis))),
+            8 => report.prop_map(|(balancer, whole, rows)| SiblingEvent::Report { balancer, whole, rows }),
+            1 => (2u64..5).prop_map(SiblingEvent::Leave),
+            1 => (0u64..2000).prop_map(|millis| SiblingEvent::Wait(Duration::from_millis(millis))),
         ];
         prop::collection::vec(step, 0..40)
     }
@@ -420,7 +420,7 @@ mod tests {
             let mut told: HashMap<Arc<str>, SiblingLoad> = HashMap::new();
             for (sequence, step) in (1..).zip(steps) {
                 match step {
-                    Step::Report { balancer, whole, rows } => {
+                    SiblingEvent::Report { balancer, whole, rows } => {
                         let rows: Vec<_> = rows.iter().map(|(name, load)| (NAMES[*name], *load)).collect();
                         let entry = plain.0.entry(balancer).or_insert((HashMap::new(), now));
                         entry.1 = now;
@@ -431,12 +431,12 @@ mod tests {
                         let gauges = Some(GaugeUpdate { whole, rows });
                         siblings.receive(&Message { gauges, ..Message::new(balancer, sequence) }, now, now);
                     }
-                    Step::Leave(balancer) => {
+                    SiblingEvent::Leave(balancer) => {
                         plain.0.remove(&balancer);
                         let leaving = Message { leaving: true, ..Message::new(balancer, sequence) };
                         siblings.receive(&leaving, now, now);
                     }
-                    Step::Wait(time) => {
+                    SiblingEvent::Wait(time) => {
                         now += time;
                         plain.0.retain(|_, (_, at)| now - *at < TTL);
                         siblings.expire(now);
