@@ -90,7 +90,7 @@ fn index(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// What a tail of 16 new blocks and a whole chain cost: heard from a sibling, and sent here.
+/// What a tail of 16 new blocks costs: heard from a sibling, and sent here.
 fn tails(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("index");
     group.measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_secs(1)).sample_size(20);
@@ -124,16 +124,6 @@ fn tails(criterion: &mut Criterion) {
             bencher.iter_batched(prepare, learn, BatchSize::SmallInput);
         });
     }
-    let (index, slots, _) = filled(64);
-    let mut fresh = 2 * CONVERSATIONS;
-    group.bench_function("learn a whole chain of 256", |bencher| {
-        let prepare = || {
-            fresh += 1;
-            (chain(fresh), slots[fresh as usize % slots.len()])
-        };
-        let learn = |(chain, slot): (Vec<u64>, Slot)| index.learn(&chain, None, slot);
-        bencher.iter_batched(prepare, learn, BatchSize::SmallInput);
-    });
     group.finish();
 }
 
