@@ -75,6 +75,11 @@ impl Raw {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// The heads of requests of clients: the prober's are all GET, and come at any time.
+    pub fn posts(&self) -> Vec<String> {
+        self.heads().into_iter().filter(|head| head.starts_with("POST ")).collect()
+    }
+
     /// The bodies, as far as they came, of requests whose connection ended before they were whole.
     pub fn cut_off(&self) -> Vec<Vec<u8>> {
         self.cut_off.lock().unwrap_or_else(PoisonError::into_inner).clone()

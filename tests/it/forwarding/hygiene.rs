@@ -307,7 +307,7 @@ async fn hop_by_hop_answer_fields_are_not_forwarded() {
     for _ in 0..2 {
         client.ask(post(CHAT, chat("sim"))).await.expect(200);
     }
-    assert_eq!(raw.heads().len(), 4);
+    assert_eq!(raw.posts().len(), 4);
 }
 
 /// An answer with two readings of its length is forwarded to no client.

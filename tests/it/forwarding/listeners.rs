@@ -286,7 +286,7 @@ async fn an_upstream_below_a_prefix_gets_it_before_every_path() {
     let balancer = Balancer::ready(config(vec![raw.upstream_below("/team-a/v1")])).await;
     balancer.ask(post("/v1/chat/completions?x=y", chat("sim"))).await.expect(200);
     assert!(
-        raw.heads()[0].starts_with("POST /team-a/v1/chat/completions?x=y HTTP/1.1\r\n"),
+        raw.posts()[0].starts_with("POST /team-a/v1/chat/completions?x=y HTTP/1.1\r\n"),
         "{:?}",
         raw.heads()
     );

@@ -102,7 +102,7 @@ async fn a_call_to_all_upstreams_ends_when_its_client_disconnects() {
     let balancer = Balancer::ready(config(vec![raw.upstream()])).await;
     let mut client = balancer.client().await;
     client.send(post(ABORT, abort(100))).await;
-    eventually("it is asked", async || (!raw.heads().is_empty()).then_some(())).await;
+    eventually("it is asked", async || (!raw.posts().is_empty()).then_some(())).await;
     drop(client);
     until_told(ABORT, "client_gone").await;
 

@@ -323,7 +323,7 @@ async fn an_answer_without_the_token_ids_of_its_route_is_an_anthropic_error() {
         let refused = balancer.ask(post("/v1/messages?beta=true", body)).await.expect(status).json();
         assert_eq!((&refused["type"], &refused["error"]["type"]), (&json!("error"), &json!("api_error")));
         assert!(refused["error"]["message"].as_str().expect("a text").contains(part), "{refused}");
-        let head = raw.heads().pop().expect("it was asked");
+        let head = raw.posts().pop().expect("it was asked");
         assert!(head.starts_with("POST /team/v1/chat/completions?beta=true HTTP/1.1\r\n"), "{head}");
     }
 }

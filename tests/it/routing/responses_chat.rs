@@ -154,7 +154,7 @@ async fn the_chat_request_keeps_the_upstreams_prefix_and_the_query() {
     let ask = post("/v1/responses?x=1", r#"{"model":"fast","input":"hi"}"#);
     let told = balancer.ask(ask).await.expect(200).json();
     assert_eq!(told["output"][0]["content"][0]["text"], "wo");
-    let head = raw.heads().pop().expect("it was asked");
+    let head = raw.posts().pop().expect("it was asked");
     assert!(head.starts_with("POST /team/v1/chat/completions?x=1 HTTP/1.1\r\n"), "{head}");
 }
 
