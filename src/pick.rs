@@ -32,7 +32,9 @@
 //! Among many candidates only those that can win are compared, see `shortlist::shortlist`.
 //!
 //! Balancers with the same stale numbers would all choose the same upstream. So each cost is raised by a
-//! random share of up to `jitter`, which grows with the age of the numbers.
+//! random share of up to `jitter`, which grows with the age of the numbers. These draws follow the prompt's
+//! hash: of samples of one prompt that come to several balancers within one exchange, none is known to the
+//! others, and on different engines each would be prefilled.
 //!
 //! Pure: no clock, lock, I/O or state; the same candidates, knobs and seed always give the same choice.
 
@@ -133,6 +135,14 @@ pub fn cost(candidate: &Candidate, knobs: &Balance) -> f64 {
 // === impl DrawSeed ===
 
 impl DrawSeed {
+    /// Builds the seed of a choice for a prompt with this hash. While numbers are stale, the prompt decides
+    /// in place of `random`: balancers that receive samples of one prompt at one time then choose alike, and
+    /// one engine prefills it. Different prompts are spread as by random numbers.
+    pub fn for_prompt(prompt: Option<u64>, random: u64, turn: u64, jitter: f64) -> Self {
+        let random = prompt.filter(|_| jitter > 0.0).unwrap_or(random);
+        DrawSeed { random, turn, jitter }
+    }
+
     /// Returns the factor by which a candidate's cost is raised.
     fn raise(&self, index: usize) -> f64 {
         match self.jitter > 0.0 {
@@ -210,6 +220,8 @@ fn turn_point(turn: u64, total: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -311,6 +323,21 @@ mod tests {
         let saturated = Candidate { active: 9, ..idle(0) };
         let choice = pick(&[saturated, session_penalty(1)], &Balance::default(), seed(3)).unwrap();
         assert_eq!((choice.index, choice.reason), (1, ChoiceReason::Load));
+    }
+
+    #[test]
+    fn balancers_with_stale_numbers_choose_alike_for_one_prompt() {
+        let idle: Vec<Candidate> = (0..16).map(idle).collect();
+        let chosen = |prompt: Option<u64>, jitter: f64| -> BTreeSet<usize> {
+            let seeds = (0..200).map(|number| DrawSeed::for_prompt(prompt, seed(number).random, 0, jitter));
+            seeds.map(|seed| pick(&idle, &Balance::default(), seed).unwrap().index).collect()
+        };
+        let prompt = |number: u64| Some(seed(number).random);
+        assert_eq!(chosen(prompt(1), 0.01).len(), 1);
+        assert!(chosen(prompt(1), 0.0).len() > 8, "one balancer draws");
+        assert!(chosen(None, 0.01).len() > 8, "there is no prompt");
+        let prompts: BTreeSet<usize> = (0..200).flat_map(|number| chosen(prompt(number), 0.01)).collect();
+        assert_eq!(prompts.len(), 16, "different prompts are spread");
     }
 
     #[test]

@@ -140,6 +140,11 @@ impl PromptLookup {
     pub fn has_chain(&self) -> bool {
         !self.chain.is_empty() || self.end.is_some()
     }
+
+    /// The hash of the whole prompt, as far as it was read.
+    pub fn last_hash(&self) -> Option<u64> {
+        self.end.or(self.chain.last().copied())
+    }
 }
 
 // === impl IndexedUpstreams ===

@@ -103,11 +103,8 @@ fn check_room(
             let routing = snapshot.candidates(query, now, candidates);
             let of = candidates.len();
             let last = placement::weigh(scope, request, snapshot, now, candidates);
-            let seed = DrawSeed {
-                random: shared.random.next(),
-                turn: shared.fleet.next_turn(),
-                jitter: shared.state.jitter(),
-            };
+            let (random, turn) = (shared.random.next(), shared.fleet.next_turn());
+            let seed = DrawSeed::for_prompt(request.prompt.last_hash(), random, turn, shared.state.jitter());
             shortlist(candidates, &scope.settings.knobs, seed, last);
             let choice = match (routing, pick::pick(candidates, &scope.settings.knobs, seed)) {
                 (FilterResult::Candidates, Some(choice)) => choice,

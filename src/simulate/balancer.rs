@@ -115,7 +115,8 @@ impl ReplayBalancer {
             ReplayPolicy::Preset(_) | ReplayPolicy::Oracle => {
                 self.turn += 1;
                 let jitter = jitter(view.age);
-                let seed = DrawSeed { random: self.dice.roll(), turn: self.turn, jitter };
+                let prompt = ask.end.or(self.chain.last().copied());
+                let seed = DrawSeed::for_prompt(prompt, self.dice.roll(), self.turn, jitter);
                 shortlist(&mut self.candidates, &knobs, seed, None);
                 pick(&self.candidates, &knobs, seed).map_or(0, |choice| choice.index)
             }
