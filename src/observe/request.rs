@@ -36,7 +36,7 @@ pub struct Done<'a> {
     /// The label of the reject or of the outcome.
     pub outcome: &'static str,
     pub attempts: u32,
-    pub first_byte: Option<Duration>,
+    pub times: RequestTimes,
     pub total: Duration,
     pub received: u64,
     pub sent: u64,
@@ -44,6 +44,32 @@ pub struct Done<'a> {
     pub error: Option<&'a dyn Display>,
     /// Whether this is a call to the admin API: logged, but not counted among the clients' requests.
     pub admin: bool,
+}
+
+/// When the phases of a request ended, from the arrival of its head. What an attempt sets is of the last one;
+/// a phase that did not come is `None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestTimes {
+    /// The time in the queue for room, over all attempts.
+    pub queued: Duration,
+    /// The time in which nothing was done but wait for the client to send its body, before the first choice.
+    pub body_wait: Duration,
+    /// The upstream was chosen.
+    pub chosen: Option<Duration>,
+    /// There was a connection to it.
+    pub connected: Option<Duration>,
+    /// The request was sent: its last byte was handed to the operating system.
+    pub sent: Option<Duration>,
+    /// The first event, or byte, of the model's output came.
+    pub first_byte: Option<Duration>,
+    /// As much of the answer had come as decides that it goes to the client.
+    pub accepted: Option<Duration>,
+    /// The head and the beginning of the answer were written to the client.
+    pub forwarded: Option<Duration>,
+    /// The last piece of the answer was written to the client.
+    pub last_piece: Option<Duration>,
+    /// The longest time in which the next piece of a stream was awaited after its beginning.
+    pub max_gap: Option<Duration>,
 }
 
 impl Observer {
@@ -127,7 +153,7 @@ impl Observer {
         let status = status_label(done.status);
         metrics.requests.with_label_values(&[model, upstream, status, done.outcome]).inc();
         metrics.request_seconds.with_label_values(&[model]).observe(done.total.as_secs_f64());
-        if let Some(first) = done.first_byte {
+        if let Some(first) = done.times.first_byte {
             metrics.first_byte_seconds.with_label_values(&[model]).observe(first.as_secs_f64());
         }
     }
@@ -180,7 +206,7 @@ fn write(done: &Done<'_>, level: log::Level) {
         ("status", done.status.into()),
         ("outcome", done.outcome.into()),
         ("attempts", done.attempts.into()),
-        ("first_byte_ms", done.first_byte.map_or(-1.0, millis).into()),
+        ("first_byte_ms", done.times.first_byte.map_or(-1.0, millis).into()),
         ("total_ms", millis(done.total).into()),
         ("received", done.received.into()),
         ("sent", done.sent.into()),

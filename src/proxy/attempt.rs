@@ -101,7 +101,9 @@ pub(super) async fn attempt(
     sent.map_err(|_| RequestEnd::from(Reject::Malformed { why: "its head cannot be sent on" }))?;
     connection.send_held(scope, request, placement);
     watch.set_outgoing(connection.outgoing().clone());
-    let status = match await_head(scope, client, request, placement, &mut connection, watch).await {
+    let head = await_head(scope, client, request, placement, &mut connection, watch).await;
+    watch.record_sent();
+    let status = match head {
         Err(AttemptError::Failed(AttemptFailure::Reset, _))
             if connection.may_be_stale() && watch.since_sent() < STALE_DETECTION_TIME =>
         {
@@ -244,7 +246,10 @@ async fn judge_beginning(
             }
             () = room.room(), if !reads => continue,
             reason = watch.end() => return Err(ended(reason)),
-            () = wait_until(held_until), if !is_stream && !holds => return Ok(None),
+            () = wait_until(held_until), if !is_stream && !holds => {
+                held_until.into_iter().for_each(|until| watch.record_held_since(until - MAX_HOLD_TIME));
+                return Ok(None);
+            }
         };
         let verdict = match received {
             Err(_) => return Err(AttemptFailure::Reset.into()),
@@ -253,7 +258,7 @@ async fn judge_beginning(
                 let verdict = judge.feed(piece, end);
                 // A prelude is not progress: an engine sends it before it reads the prompt.
                 if verdict != AnswerVerdict::Wait {
-                    watch.record_answer_piece();
+                    watch.record_verdict();
                 }
                 answer.beginning.extend_from_slice(piece);
                 answer.over = end;

@@ -96,7 +96,11 @@ async fn serve(
             let close = client.may_omit_body() || scope.shared.shutdown.is_closing();
             respond::send(client, scope.id, request, answer, close).await.map_err(RequestEnd::Disconnected)
         }
-        Intake::Forward(mut watch) => forward(scope, client, request, &mut watch, report).await,
+        Intake::Forward(mut watch) => {
+            let end = forward(scope, client, request, &mut watch, report).await;
+            report.times = watch.times();
+            end
+        }
     }
 }
 

@@ -54,6 +54,7 @@ pub(super) async fn choose(
             RoomCheck::Placed(placement) => {
                 turn.into_iter().for_each(QueueTurn::taken);
                 attempts.begin(placement.upstream().id);
+                watch.record_choice();
                 return Ok(placement);
             }
             RoomCheck::Nothing(reject) => return Err(attempts.failed.take().unwrap_or(reject).into()),
@@ -79,7 +80,12 @@ pub(super) async fn choose(
             }
         };
         // Boxed: few requests wait, and the others should not hold its memory.
-        match watched(client, request, watch, true, Box::pin(waiting)).await? {
+        let joined = Instant::now();
+        let waited = watched(client, request, watch, true, Box::pin(waiting)).await;
+        if !matches!(waited, Ok(Err(QueueRefusal::Full { .. }))) {
+            watch.add_queued(joined.elapsed());
+        }
+        match waited? {
             Ok(mine) => turn = Some(mine),
             Err(QueueRefusal::Full { retry_after } | QueueRefusal::WaitedOut { retry_after }) => {
                 return Err(Reject::Full { retry_after: retry_after.as_secs().max(1) }.into());

@@ -311,7 +311,7 @@ async fn read_body(
             let capture = RequestCapture::begin(shared, (scope.id, scope.begun), *prepared, model);
             request.capture = Some(capture);
         }
-        let Peeked { body, pace, facts, usage_injection, .. } = peeked;
+        let Peeked { body, pace, waited, facts, usage_injection, .. } = peeked;
         request.model = facts.model;
         (request.usage_injection, request.session_label) = (usage_injection, facts.session_label);
         stored::route_to_previous(scope, client, request, facts.previous_response_id.as_deref()).await?;
@@ -332,6 +332,7 @@ async fn read_body(
         let mut watch =
             RequestWatch::new(shared.fleet.clone(), request.timeouts(scope.settings), scope.begun);
         watch.set_upload((!body.is_complete()).then_some(pace));
+        watch.add_body_wait(waited);
         request.body = body;
         if request.capture.is_some() && shared.traces.is_cumulative() {
             // Boxed: other requests should not hold its room.

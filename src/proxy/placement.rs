@@ -104,9 +104,9 @@ impl Placement {
 
     /// Ends the prefill at the first event, or byte, of the model's output. A refusal does not measure the
     /// engine's pace (`teaches`).
-    pub(super) fn end_prefill(&mut self, teaches: bool) {
+    pub(super) fn end_prefill(&mut self, teaches: bool, now: Instant) {
         if teaches {
-            self.lease.first_byte(Instant::now());
+            self.lease.first_byte(now);
         } else {
             self.lease.end_prefill();
         }

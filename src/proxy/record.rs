@@ -42,7 +42,7 @@ pub(super) fn write(
         status: report.status,
         outcome: report.refused.unwrap_or(outcome.label()),
         attempts: report.attempts,
-        first_byte: report.first_byte,
+        times: report.times,
         total: context.started.elapsed(),
         received: report.bytes_received,
         sent: report.bytes_sent,

@@ -7,7 +7,7 @@
 
 mod pipeline;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, header};
@@ -182,7 +182,7 @@ pub(super) async fn relay(
     report.status = answer.status;
     let mut prefill = PrefillTracker { ended: false, teaches: answer.judged == 200 && read };
     if !answer.first.is_empty() || answer.over {
-        prefill.check(&answer.pipeline, placement, scope, report);
+        prefill.check(&answer.pipeline, placement, watch);
     }
     if !read {
         // What is still to come of the prompt is not read either.
@@ -192,7 +192,8 @@ pub(super) async fn relay(
     if scope.shared.shutdown.is_closing() || client.is_http10() || client.sends_chunks() {
         client.close_after();
     }
-    let end = carry_body(scope, client, request, placement, &mut answer, watch, (&mut prefill, report)).await;
+    let end = carry_body(scope, client, request, placement, &mut answer, watch, &mut prefill).await;
+    watch.record_sent();
     let usage = answer.pipeline.usage();
     if let Some(usage) = &usage {
         placement.correct(scope, request, usage);
@@ -228,19 +229,14 @@ struct PrefillTracker {
 }
 
 impl PrefillTracker {
-    fn check(
-        &mut self,
-        pipeline: &AnswerPipeline,
-        placement: &mut Placement,
-        scope: &RequestScope<'_>,
-        report: &mut RequestReport,
-    ) {
+    fn check(&mut self, pipeline: &AnswerPipeline, placement: &mut Placement, watch: &mut RequestWatch) {
         if self.ended || !pipeline.has_content() {
             return;
         }
         self.ended = true;
-        report.first_byte.get_or_insert_with(|| scope.begun.elapsed());
-        placement.end_prefill(self.teaches);
+        let now = Instant::now();
+        watch.record_first_byte(now);
+        placement.end_prefill(self.teaches, now);
     }
 }
 
@@ -252,7 +248,7 @@ async fn carry_body(
     placement: &mut Placement,
     answer: &mut PreparedAnswer,
     watch: &mut RequestWatch,
-    (prefill, report): (&mut PrefillTracker, &mut RequestReport),
+    prefill: &mut PrefillTracker,
 ) -> Result<AnswerEnd, RequestEnd> {
     let head = std::mem::replace(
         &mut answer.head,
@@ -265,7 +261,7 @@ async fn carry_body(
     if answer.pipeline.is_stream() && request.body.is_complete() {
         client.forget_fields();
     }
-    watch.record_answer_piece();
+    watch.record_forwarded();
     let PreparedAnswer { connection, pipeline, over, .. } = answer;
     let room = connection.outgoing().clone();
     while !*over {
@@ -275,19 +271,19 @@ async fn carry_body(
             piece = connection.read_piece() => {
                 let Ok(piece) = piece else { return Ok(AnswerEnd::Failed(AttemptFailure::Reset, None)) };
                 let (piece, end) = (piece.unwrap_or_default(), piece.is_none());
-                watch.record_answer_piece();
+                watch.record_next_piece(pipeline.is_stream() && !end);
                 let Ok(edited) = pipeline.pass(scope, request, placement, piece, end) else {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Reset, None));
                 };
                 if !piece.is_empty() || end {
-                    prefill.check(pipeline, placement, scope, report);
+                    prefill.check(pipeline, placement, watch);
                 }
                 if is_broken(request) && !end {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Reset, edited));
                 }
                 wait_until_stored(scope, request).await;
                 client.write(edited.as_deref().unwrap_or(piece)).await.map_err(RequestEnd::Disconnected)?;
-                watch.record_answer_piece();
+                watch.record_written(end);
                 *over = end;
                 if let Some(reason) = watch.passed().filter(|_| !end) {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Ended(reason), None));

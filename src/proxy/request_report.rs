@@ -1,11 +1,11 @@
 //! The facts of a request for its record, and the report of a failed attempt to the fleet.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::placement::Placement;
 use super::request::RequestScope;
 use crate::fleet::{Blame, FailureKind, Outcome, Upstream, UpstreamSignal};
+use crate::observe::request::RequestTimes;
 use crate::reply::usage::Usage;
 use crate::retry::{AttemptFailure, EndReason};
 
@@ -20,8 +20,8 @@ pub(super) struct RequestReport {
     pub outcome: Option<Outcome>,
     /// The label of the rejection that was sent.
     pub refused: Option<&'static str>,
-    /// The time to the first event or byte of the model's output.
-    pub first_byte: Option<Duration>,
+    /// Set when the request ends; until then `RequestWatch` has them.
+    pub times: RequestTimes,
     pub usage: Option<Usage>,
     pub bytes_received: u64,
     pub bytes_sent: u64,

@@ -34,9 +34,10 @@ pub(super) async fn carry(
 ) -> Result<(), RequestEnd> {
     let (mut connection, head) = answer.into_upgrade();
     placement.conclude(scope, request, true);
-    placement.end_prefill(false);
+    let now = std::time::Instant::now();
+    placement.end_prefill(false, now);
     report.status = 101;
-    report.first_byte = Some(scope.begun.elapsed());
+    watch.record_first_byte(now);
     client.write_head(head, &[], false).await.map_err(RequestEnd::Disconnected)?;
     client.wait_without_limit();
     watch.record_answer_piece();

@@ -5,6 +5,9 @@
 //! `UPSTREAM_CHECK_INTERVAL`. Bytes that pass only move the times that are checked then, so that an event of
 //! a stream costs no timer.
 //!
+//! The clock of the attempt also measures the phases of the request, so that most of them cost no further
+//! look at the clock.
+//!
 //! Never: I/O, decide on a retry.
 
 use std::future::poll_fn;
@@ -18,6 +21,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::attempt::wire::Outgoing;
 use crate::config::types::Timeouts;
 use crate::fleet::Fleet;
+use crate::observe::request::RequestTimes;
 use crate::retry::EndReason;
 
 /// How often the upstream of a silent answer is checked.
@@ -61,6 +65,7 @@ pub(super) struct RequestWatch {
     fleet: Arc<Fleet>,
     timeouts: Timeouts,
     begun: Instant,
+    times: RequestTimes,
     attempt: Option<AttemptClock>,
     outgoing: Option<Outgoing>,
     upload: Option<UploadPace>,
@@ -110,6 +115,7 @@ impl RequestWatch {
             fleet,
             timeouts,
             begun: Instant::from_std(begun),
+            times: RequestTimes::default(),
             attempt: None,
             outgoing: None,
             upload: None,
@@ -128,11 +134,54 @@ impl RequestWatch {
         self.upload.as_mut()
     }
 
-    /// An attempt on this upstream begins.
+    /// The phases of the request so far.
+    pub(super) fn times(&self) -> RequestTimes {
+        self.times
+    }
+
+    /// Adds the time in which the client's body was awaited before the first choice.
+    pub(super) fn add_body_wait(&mut self, time: Duration) {
+        self.times.body_wait += time;
+    }
+
+    /// Adds a time in the queue for room.
+    pub(super) fn add_queued(&mut self, time: Duration) {
+        self.times.queued += time;
+    }
+
+    /// The upstream of the next attempt has been chosen.
+    pub(super) fn record_choice(&mut self) {
+        let RequestTimes { queued, body_wait, .. } = self.times;
+        let chosen = Some(self.begun.elapsed());
+        self.times = RequestTimes { queued, body_wait, chosen, ..RequestTimes::default() };
+    }
+
+    /// An attempt on this upstream begins, with a connection.
     pub(super) fn begin_attempt(&mut self, upstream: usize) {
-        self.attempt = Some(AttemptClock { upstream, sent: Instant::now(), last_piece: None });
+        let now = Instant::now();
+        self.times.connected = Some(self.since_begun(now));
+        self.attempt = Some(AttemptClock { upstream, sent: now, last_piece: None });
         self.outgoing = None;
         self.rearm();
+    }
+
+    /// Notes when the request was sent, if its last byte has been. The connection must not serve another
+    /// request yet.
+    pub(super) fn record_sent(&mut self) {
+        if self.times.sent.is_some() || self.upload.is_some() {
+            return;
+        }
+        let sent = self.outgoing.as_ref().and_then(Outgoing::sent_at);
+        self.times.sent = sent.map(|at| self.since_begun(at));
+    }
+
+    /// The first event, or byte, of the model's output has come.
+    pub(super) fn record_first_byte(&mut self, now: std::time::Instant) {
+        self.times.first_byte = Some(self.since_begun(Instant::from_std(now)));
+    }
+
+    fn since_begun(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.begun)
     }
 
     /// What the attempt sends goes out here.
@@ -161,13 +210,52 @@ impl RequestWatch {
         }
     }
 
-    /// A piece of the answer came, or has gone to the client.
-    pub(super) fn record_answer_piece(&mut self) {
-        let Some(attempt) = &mut self.attempt else { return };
-        let is_first = attempt.last_piece.replace(Instant::now()).is_none();
-        if is_first {
+    /// A piece of the answer came, or has gone to the client. Returns the time since the one before.
+    pub(super) fn record_answer_piece(&mut self) -> Option<Duration> {
+        let (now, attempt) = (Instant::now(), self.attempt.as_mut()?);
+        let before = attempt.last_piece.replace(now);
+        if before.is_none() {
             self.rearm();
         }
+        before.map(|before| now - before)
+    }
+
+    /// A piece of the answer came that decides that the answer goes to the client.
+    pub(super) fn record_verdict(&mut self) {
+        self.record_answer_piece();
+        self.times.accepted = self.last_piece();
+    }
+
+    /// The answer goes to the client without a verdict, and has been held since this time.
+    pub(super) fn record_held_since(&mut self, since: Instant) {
+        self.times.accepted = Some(self.since_begun(since));
+    }
+
+    /// The head and the beginning of the answer have gone to the client.
+    pub(super) fn record_forwarded(&mut self) {
+        self.record_answer_piece();
+        self.times.forwarded = self.last_piece();
+        self.times.last_piece = self.times.forwarded;
+    }
+
+    /// A piece came after the beginning of the answer; `is_event`: it is of a stream, and not its end.
+    pub(super) fn record_next_piece(&mut self, is_event: bool) {
+        let gap = self.record_answer_piece();
+        if is_event {
+            self.times.max_gap = self.times.max_gap.max(gap);
+        }
+    }
+
+    /// A piece of the answer, or its `end`, has gone to the client.
+    pub(super) fn record_written(&mut self, end: bool) {
+        self.record_answer_piece();
+        if !end {
+            self.times.last_piece = self.last_piece();
+        }
+    }
+
+    fn last_piece(&self) -> Option<Duration> {
+        Some(self.since_begun(self.attempt?.last_piece?))
     }
 
     /// The client of a background job has disconnected.
@@ -253,138 +341,4 @@ impl RequestWatch {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-    use crate::config::types::{Config, UpstreamConfig, UpstreamUrl};
-    use crate::observe::Observer;
-
-    /// Watches a request to an upstream that was never probed; its id is 0.
-    pub(crate) fn watch(timeouts: Timeouts) -> RequestWatch {
-        let url =
-            UpstreamUrl { https: false, host: "gpu".into(), port: 1, unix: None, prefix: String::new() };
-        let config = Config { upstreams: vec![UpstreamConfig::new(url)], ..Config::default() };
-        let (fleet, _keeper) = Fleet::new(&config, Observer::default()).unwrap();
-        RequestWatch::new(fleet, timeouts, Instant::now().into_std())
-    }
-
-    fn seconds(first_byte: u64, idle: u64, total: u64) -> Timeouts {
-        let some = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
-        Timeouts { first_byte: some(first_byte), idle: some(idle), total: some(total), ..Timeouts::default() }
-    }
-
-    async fn ends(watch: &mut RequestWatch) -> (EndReason, u64) {
-        let begun = Instant::now();
-        let reason = watch.end().await;
-        (reason, begun.elapsed().as_secs())
-    }
-
-    const DAY: Duration = Duration::from_secs(24 * 3600);
-
-    #[tokio::test(start_paused = true)]
-    async fn each_deadline_counts_from_its_own_beginning() {
-        let mut waiting = watch(seconds(5, 1, 60));
-        waiting.begin_attempt(0);
-        assert_eq!(ends(&mut waiting).await, (EndReason::FirstByte, 5));
-
-        let mut streaming = watch(seconds(5, 10, 0));
-        streaming.begin_attempt(0);
-        streaming.record_answer_piece();
-        assert_eq!(ends(&mut streaming).await, (EndReason::Idle, 10));
-
-        let mut long = watch(seconds(0, 30, 7));
-        long.begin_attempt(0);
-        long.record_answer_piece();
-        assert_eq!(ends(&mut long).await, (EndReason::Total, 7));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_deadline_that_becomes_earlier_is_kept() {
-        let mut watch = watch(seconds(60, 1, 0));
-        watch.begin_attempt(0);
-        assert!(tokio::time::timeout(Duration::from_millis(100), watch.end()).await.is_err());
-        watch.record_answer_piece();
-        assert_eq!(ends(&mut watch).await, (EndReason::Idle, 1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stream_is_never_cut_by_a_limit_that_was_not_asked_for() {
-        let mut watch = watch(seconds(0, 0, 0));
-        watch.begin_attempt(0);
-        assert!(tokio::time::timeout(DAY, watch.end()).await.is_err());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_abandoned_job_is_not_waited_for_without_end() {
-        let mut silent = watch(seconds(0, 0, 0));
-        silent.begin_attempt(0);
-        silent.abandon();
-        assert_eq!(ends(&mut silent).await, (EndReason::Abandoned, 600));
-
-        // From what came last; and what was configured goes before.
-        let mut streaming = watch(seconds(0, 0, 0));
-        streaming.begin_attempt(0);
-        tokio::time::sleep(Duration::from_secs(50)).await;
-        streaming.record_answer_piece();
-        streaming.abandon();
-        assert_eq!(ends(&mut streaming).await, (EndReason::Abandoned, 600));
-        let mut limited = watch(seconds(0, 10, 0));
-        limited.begin_attempt(0);
-        limited.record_answer_piece();
-        limited.abandon();
-        assert_eq!(ends(&mut limited).await, (EndReason::Idle, 10));
-
-        // The wait for room has its own end.
-        let mut waiting = watch(seconds(0, 0, 0));
-        waiting.abandon();
-        assert!(tokio::time::timeout(DAY, waiting.end()).await.is_err());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_that_moves_is_not_idle() {
-        let mut watch = watch(seconds(0, 3, 0));
-        watch.begin_attempt(0);
-        for _ in 0..10 {
-            watch.record_answer_piece();
-            let two = Duration::from_secs(2);
-            assert!(tokio::time::timeout(two, watch.end()).await.is_err());
-        }
-        assert_eq!(ends(&mut watch).await.0, EndReason::Idle);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_body_that_trickles_ends_and_one_that_waits_for_its_upstream_does_not() {
-        let mut slow = watch(seconds(0, 0, 0));
-        slow.begin_attempt(0);
-        slow.set_upload(Some(UploadPace::new(Instant::now())));
-        let begun = Instant::now();
-        let trickle = async {
-            loop {
-                let second = tokio::time::timeout(Duration::from_secs(1), slow.end()).await;
-                match second {
-                    Ok(reason) => return reason,
-                    Err(_) => slow.record_upload(100),
-                }
-            }
-        };
-        assert_eq!(trickle.await, EndReason::SlowUpload);
-        assert_eq!(begun.elapsed().as_secs(), 30);
-
-        let mut paused = watch(seconds(0, 0, 0));
-        let mut pace = UploadPace::new(Instant::now());
-        pace.pause();
-        paused.set_upload(Some(pace));
-        assert!(tokio::time::timeout(DAY, paused.end()).await.is_err());
-        paused.upload().unwrap().resume();
-        assert_eq!(ends(&mut paused).await, (EndReason::SlowUpload, 30));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_upstream_that_does_not_read_is_given_up() {
-        let mut watch = watch(seconds(0, 0, 0));
-        watch.begin_attempt(0);
-        let outgoing = Outgoing::default();
-        outgoing.push(bytes::Bytes::from_static(b"body"));
-        watch.set_outgoing(outgoing);
-        assert_eq!(ends(&mut watch).await, (EndReason::Unread, 60));
-    }
-}
+pub(super) mod tests;

@@ -123,6 +123,12 @@ impl Outgoing {
         queue.pieces.is_empty() && !queue.broken
     }
 
+    /// The time at which the last queued byte was handed to the operating system; `None` while some wait.
+    pub(crate) fn sent_at(&self) -> Option<Instant> {
+        let queue = self.lock();
+        queue.moved.filter(|_| queue.pieces.is_empty() && !queue.broken)
+    }
+
     /// The time since which the upstream has taken none of the queued bytes.
     pub(crate) fn stuck_since(&self) -> Option<Instant> {
         let queue = self.lock();

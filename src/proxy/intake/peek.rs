@@ -3,6 +3,10 @@
 //! Bounded three ways: by `peek.bytes` (up to `peek.max_body` where something decides the upstream that has
 //! not come yet), by `peek.memory` over all requests, and by the pace of the upload.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
@@ -62,6 +66,8 @@ pub(crate) struct PeekNeeds {
 pub(crate) struct Peeked {
     pub body: RequestBody,
     pub pace: UploadPace,
+    /// The time in which the client's bytes were awaited.
+    pub waited: Duration,
     pub facts: BodyFacts,
     pub usage_injection: Option<Box<UsageInjection>>,
     pub capture: Option<Box<PreparedCapture>>,
@@ -91,14 +97,15 @@ impl Peeker {
         let declared = headers::length(client.headers());
         let body = RequestBody::new(self.memory.reservation(), self.limits.max_body, declared);
         let pace = UploadPace::new(Instant::now());
-        let mut reader = PeekReader { body, pace, facts: FactsReader::new(shape), limits: self.limits };
+        let (facts, waited) = (FactsReader::new(shape), Duration::ZERO);
+        let mut reader = PeekReader { body, pace, waited, facts, limits: self.limits };
         if client.has_no_body() {
             reader.body.complete();
             reader.facts = FactsReader::Opaque;
             *edits = self.edits(client, head, &reader).1.filter(|_| needs.route);
             let facts = reader.facts.facts(reader.peeked(), None, None);
-            let PeekReader { body, pace, .. } = reader;
-            return Ok(Peeked { body, pace, facts, usage_injection: None, capture: None });
+            let PeekReader { body, pace, waited, .. } = reader;
+            return Ok(Peeked { body, pace, waited, facts, usage_injection: None, capture: None });
         }
         reader.read_needed(client, needs, &self.routes).await?;
         let mut intent = self.capture_intent(client, head, &mut reader).await?;
@@ -141,8 +148,8 @@ impl Peeker {
         let capture = intent.and_then(|intent| {
             reader.inject_capture_question(intent, usage_injection.as_deref_mut(), head.observer)
         });
-        let PeekReader { body, pace, .. } = reader;
-        Ok(Peeked { body, pace, facts, usage_injection, capture })
+        let PeekReader { body, pace, waited, .. } = reader;
+        Ok(Peeked { body, pace, waited, facts, usage_injection, capture })
     }
 
     /// The session that the request names, and how that is reported. `model`: as the upstreams know it.
@@ -200,6 +207,7 @@ impl Peeker {
 pub(super) struct PeekReader {
     pub(super) body: RequestBody,
     pace: UploadPace,
+    waited: Duration,
     pub(super) facts: FactsReader,
     limits: Peek,
 }
@@ -257,7 +265,9 @@ impl PeekReader {
     async fn read(&mut self, client: &mut Client<'_>, goal: u64) -> Result<(), RequestEnd> {
         while self.body.len() < goal && !self.body.is_complete() {
             let deadline = self.pace.deadline().unwrap_or_else(Instant::now);
-            let received = match timeout_at(deadline, self.receive(client, goal)).await {
+            let (received, waited) = timed_wait(timeout_at(deadline, self.receive(client, goal))).await;
+            self.waited += waited;
+            let received = match received {
                 Err(_) => return Err(Reject::Slow.into()),
                 Ok(received) => received?,
             };
@@ -378,6 +388,21 @@ impl PeekReader {
         };
         Some(Box::new(UsageInjection::new(is_field, keeps)))
     }
+}
+
+/// Runs a future to its end. Returns how long it was pending as well; a future that is ready at once costs no
+/// look at the clock.
+async fn timed_wait<T>(waiting: impl Future<Output = T>) -> (T, Duration) {
+    let (mut waiting, mut since) = (pin!(waiting), None);
+    let done = poll_fn(|cx| {
+        let polled = waiting.as_mut().poll(cx);
+        if polled.is_pending() {
+            since.get_or_insert_with(Instant::now);
+        }
+        polled
+    });
+    let done = done.await;
+    (done, since.map_or(Duration::ZERO, |since| since.elapsed()))
 }
 
 /// Rejects a name that is too long: it would be written into every event of the answer.
