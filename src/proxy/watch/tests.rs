@@ -1,3 +1,5 @@
+//! The deadlines of a request, and the times that its watch records.
+
 use super::*;
 use crate::config::types::{Config, UpstreamConfig, UpstreamUrl};
 use crate::observe::Observer;
