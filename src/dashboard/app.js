@@ -126,7 +126,8 @@ function showLoading(state) {
 function renderHeader() {
   const { balancer, upstreams } = store.frame;
   setText(byId("version"), text(balancer.version));
-  setText(byId("balancer"), balancer.id ? String(balancer.id) : "");
+  setText(byId("balancer"), text(balancer.name ?? balancer.id));
+  setAttribute(byId("balancer"), "title", `The balancer's id: ${text(balancer.id)}`);
   const ready = upstreams.filter((row) => row.state === "ready").length;
   const word = balancer.leaving ? "Leaving" : balancer.ready ? "Ready" : "Not ready";
   const pill = byId("ready");

@@ -4,6 +4,7 @@
 
 const MAX_LISTED_DECISIONS = 80;
 const MAX_BARS_AT_FIRST = 12;
+const LISTED_DECISIONS = 256; // as many as the balancer keeps
 
 // The terms of the cost in the order of the bars: each in prompt tokens, by the knobs of `balance`.
 const TERMS = [
@@ -120,7 +121,7 @@ function decisionRow(decision) {
 
 function showDecision() {
   const row = decisions.chosen;
-  const key = row ? `${decisionKey(row)} ${decisions.knobs === null}` : "none";
+  const key = row ? `${decisionKey(row)} ${decisions.knobs === null} ${row.isWhole}` : "none";
   if (decisions.shown === key) return;
   decisions.shown = key;
   const place = byId("decision");
@@ -150,8 +151,25 @@ function showDecision() {
     ...explanation(row, candidates, knobs).map((words) => make("p", { class: "why", text: words })),
     facts.node,
     ...(knobs ? bars(row, candidates, knobs) : []),
+    candidates.length < row.of && !row.isWhole ? othersButton(row) : "",
     numbers(row, candidates),
   );
+}
+
+// Frames have the best candidates alone; the list of decisions has all that were compared.
+function othersButton(row) {
+  const load = async () => {
+    try {
+      const rows = await call("GET", `admin/decisions?limit=${LISTED_DECISIONS}`);
+      const found = rows.find((one) => decisionKey(one) === decisionKey(row));
+      if (!found) toast("bad", `The choice is not among the latest ${LISTED_DECISIONS} any more.`);
+      else if (decisions.chosen === row) decisions.chosen = { ...found, isWhole: true };
+      schedule();
+    } catch (error) {
+      toast("bad", `The candidates cannot be loaded: ${error.message}`);
+    }
+  };
+  return make("button", { type: "button", class: "more", text: "Load the other candidates", click: load });
 }
 
 // The reason in sentences.

@@ -292,7 +292,7 @@ function createRow(name) {
 
 // The sentence below a name: only where something is wrong.
 function noteOf(row) {
-  if (row.reason && row.state !== "ready") return row.reason;
+  if (row.reason) return row.reason;
   if (row.sight === "blind" && row.sight_reason) return row.sight_reason;
   return "";
 }

@@ -127,6 +127,7 @@ function renderBalancers() {
   const { balancer, totals, siblings, traces, time } = store.frame;
   const page = balancersPage;
   page.own.show({
+    Name: balancer.name,
     Id: balancer.id,
     Version: balancer.version,
     Started: date(balancer.started),

@@ -142,6 +142,8 @@ function renderUpstream() {
   page.facts.show({
     URL: row.url,
     Models: (row.models ?? []).join(", "),
+    "In this state for": duration(row.since_seconds),
+    Version: row.version,
     Weight: row.weight,
     "In flight": `${count(row.active)}${row.max_active ? ` of ${count(row.max_active)}` : ""}`,
     "From siblings": count(row.active_elsewhere),
@@ -153,6 +155,7 @@ function renderUpstream() {
     "Cache size": isNumber(row.cache_tokens) ? `${compact(row.cache_tokens)} tokens` : UNKNOWN,
     "Error of the forecast": milliseconds(row.forecast_error_ms),
     "Restarts seen": count(row.incarnation),
+    Source: row.source ?? "the file, or an operator",
   });
   const past = pastOf(row);
   page.plots.forEach((plot) => plot.update(past));

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pathlib
+import random
 import subprocess
 import tempfile
 import threading
@@ -94,13 +95,31 @@ class WatchedPage:
         return metrics["JSHeapUsedSize"], metrics["Nodes"], metrics["JSEventListeners"]
 
 
+def get(url):
+    return urllib.request.urlopen(url, timeout=10)
+
+
 class RunningBalancer:
     """A real balancer with the engines behind it."""
 
-    def __init__(self, listen, admin, engines):
+    def __init__(self, file, listen, admin, engines):
+        self.file = file
         self.url = f"http://127.0.0.1:{listen}"
         self.admin = f"http://127.0.0.1:{admin}/"
         self.engines = engines
+        self.running = contextlib.ExitStack()
+        self.start()
+
+    def start(self):
+        command = [harness.binary(), "--config", str(self.file)]
+        self.running.enter_context(harness.process(command, self.admin + "live"))
+
+    def stop(self):
+        self.running.close()
+
+    def restart(self):
+        self.stop()
+        self.start()
 
     def kill(self, name):
         """Ends an engine as a crash does."""
@@ -118,9 +137,19 @@ class RunningBalancer:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.read()
 
-    def overview(self):
-        with urllib.request.urlopen(self.admin + "admin/overview", timeout=10) as answer:
+    def json(self, path):
+        """The answer of the admin API."""
+        with get(self.admin + path) as answer:
             return json.load(answer)
+
+    def overview(self):
+        return self.json("admin/overview")
+
+    def wait_until_ready(self, count):
+        end = time.monotonic() + harness.PATIENCE
+        while sum(row["state"] == "ready" for row in self.json("admin/upstreams")) < count:
+            assert time.monotonic() < end, "the upstreams do not become ready"
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -143,10 +172,13 @@ def balancer(engines=2, token=None, speed=10, **settings):
             "traces": {"store": "memory", "capture": "all"},
             **settings,
         }
-        (folder / "lb.yaml").write_text(json.dumps(config))
-        command = [harness.binary(), "--config", str(folder / "lb.yaml")]
-        running.enter_context(harness.process(command, f"http://127.0.0.1:{listen}/health"))
-        yield RunningBalancer(listen, admin, children)
+        file = folder / "lb.yaml"
+        file.write_text(json.dumps(config))
+        made = RunningBalancer(file, listen, admin, children)
+        running.callback(made.stop)
+        if not token:
+            made.wait_until_ready(engines)
+        yield made
 
 
 @contextlib.contextmanager
@@ -167,20 +199,22 @@ def engine_process(command, port):
 class Traffic:
     """Clients that hold conversations until the block ends."""
 
-    def __init__(self, target, clients=4, stream=True):
-        self.target, self.clients, self.stream = target, clients, stream
+    def __init__(self, target, clients=4, tokens=24, pause=0.0):
+        """`pause`: the most seconds that a client thinks before a turn."""
+        self.target, self.tokens, self.pause = target, tokens, pause
         self.stopped = threading.Event()
         self.threads = [threading.Thread(target=self.talk, args=(at,)) for at in range(clients)]
 
     def talk(self, client):
-        turn, words = 0, f"Conversation {client}. " + "Tell me about load balancers. " * 60
-        while not self.stopped.is_set():
-            turn += 1
+        turn, words, dice = 0, "", random.Random(client)
+        while not self.stopped.wait(self.pause * dice.random()):
             if turn % 12 == 0:
                 words = f"Conversation {client}, part {turn}. " + "Tell me about caches. " * 60
-            words += f"Turn {turn} of this conversation. " * 8
+            turn += 1
+            words += f"Turn {turn} of this conversation. " * dice.randint(4, 40)
+            # Requests to an engine that is killed may fail.
             with contextlib.suppress(OSError):
-                self.target.chat(words, session=f"talk-{client}", stream=self.stream, tokens=24)
+                self.target.chat(words, session=f"talk-{client}", stream=True, tokens=self.tokens)
 
     def __enter__(self):
         for thread in self.threads:

@@ -36,6 +36,9 @@ const ROOTS: &[&str] = &[
 ];
 const INSTALLED: &[&str] = &["node_modules", "__pycache__"];
 
+/// Copies of libraries; a test beside the browser tests compares them with their packages.
+const VENDORED: &str = "src/dashboard/vendor/";
+
 /// Files that tools write, or that quote whole lines of others.
 const GENERATED: &[&str] = &["package-lock.json"];
 
@@ -75,6 +78,7 @@ fn walk(path: &Path, files: &mut Vec<Source>, empty: &mut Vec<String>) {
 fn tree() -> Vec<Source> {
     let mut files = everything();
     files.retain(|file| !GENERATED.iter().any(|generated| file.path.ends_with(generated)));
+    files.retain(|file| !file.path.starts_with(VENDORED));
     files
 }
 
@@ -99,8 +103,8 @@ fn hold(problems: &[String]) {
 
 /// Code is what people read line by line; data and prose may be as long as they are.
 fn is_code(file: &Source) -> bool {
-    let ending = |ending: &str| file.path.ends_with(ending);
-    ending(".rs") || ending(".py") || ending(".mjs") || ending(".sh") || file.path == "dev"
+    const ENDINGS: &[&str] = &[".rs", ".py", ".mjs", ".js", ".css", ".html", ".sh"];
+    ENDINGS.iter().any(|ending| file.path.ends_with(ending)) || file.path == "dev"
 }
 
 fn long_files(files: &[Source]) -> Vec<String> {
@@ -365,6 +369,7 @@ mod tests {
         assert_eq!(problems(long_files, "src/x.rs", &"\n".repeat(FILE_LINES + 1)), 1);
         assert_eq!(problems(long_files, "conf/data.json", &"\n".repeat(FILE_LINES + 1)), 0);
         let function = |lines: usize| format!("fn f() {{{}}}", "\n".repeat(lines - 1));
+        assert_eq!(problems(long_files, "src/dashboard/x.css", &"\n".repeat(FILE_LINES + 1)), 1);
         assert_eq!(problems(long_functions, "src/x.rs", &function(FUNCTION_LINES)), 0);
         assert_eq!(problems(long_functions, "src/x.rs", &function(FUNCTION_LINES + 1)), 1);
         assert_eq!(problems(long_lines, "src/x.rs", &"ä".repeat(LINE_COLUMNS)), 0);
