@@ -6,7 +6,7 @@ const THEME_KEY = "vllm-lb-theme";
 const ANNOUNCE_EVERY = 5000; // ms: a screen reader hears of changes no more often
 
 const VIEWS = {
-  fleet: { render: renderFleetView, title: "Fleet" },
+  fleet: { render: renderFleetView, title: "Fleet", scrolled: 0 },
   upstream: { render: renderUpstream, title: "Upstream", close: closeUpstream, tab: "fleet" },
   models: { render: renderModels, title: "Models" },
   decisions: { render: renderDecisions, title: "Decisions" },
@@ -58,12 +58,16 @@ function route() {
   if (first === "upstreams" && argument) return ["upstream", argument];
   if (first === "traces" && argument) return ["sessions", argument, openTrace];
   if (first === "sessions") return ["sessions", argument, argument ? openSession : () => openSessions()];
-  return [VIEWS[first] && first !== "upstream" ? first : "fleet", argument];
+  return [Object.hasOwn(VIEWS, first) && first !== "upstream" ? first : "fleet", argument];
 }
 
 function openRoute() {
   const [view, argument, open] = route();
-  if (currentView && currentView !== view) VIEWS[currentView].close?.();
+  const before = currentView;
+  if (before && before !== view) {
+    VIEWS[before].close?.();
+    VIEWS[before].scrolled = scrollY;
+  }
   for (const section of document.querySelectorAll(".view")) setHidden(section, section.id !== `view-${view}`);
   const tab = VIEWS[view].tab ?? view;
   for (const link of document.querySelectorAll(".tabs a")) {
@@ -77,6 +81,11 @@ function openRoute() {
   if (view === "upstream") openUpstream(argument);
   if (view === "decisions" && !decisions.knobs) loadKnobs();
   open?.(argument);
+  // The fleet is where one comes back to; other views begin at their head.
+  if (before) scrollTo(0, view === "fleet" ? VIEWS.fleet.scrolled : 0);
+  // A link of a view that is hidden now has lost the focus.
+  const isLost = document.activeElement === document.body || document.activeElement?.closest("[hidden]");
+  if (before && isLost) byId("main").focus({ preventScroll: true });
   schedule();
 }
 

@@ -9,9 +9,9 @@ const RESORT_EVERY = 5000; // ms: rows that are sorted by a moving number keep s
 // Order, word and tone of the states; the symbols differ in shape.
 const STATES = {
   down: { order: 0, word: "Down", tone: "bad", words: "down" },
-  tripped: { order: 1, word: "Tripped", tone: "bad", words: "tripped: it answers probes and fails requests" },
-  suspect: { order: 2, word: "Suspect", tone: "warn", words: "suspect: a probe failed" },
-  unknown: { order: 3, word: "Unknown", tone: "none", words: "not probed well yet" },
+  tripped: { order: 1, word: "Tripped", tone: "bad", words: "tripped by failed requests" },
+  suspect: { order: 2, word: "Suspect", tone: "warn", words: "suspect after a failed probe" },
+  unknown: { order: 3, word: "Unknown", tone: "none", words: "not probed yet" },
   draining: { order: 4, word: "Draining", tone: "calm", words: "draining" },
   ready: { order: 5, word: "Ready", tone: "good", words: "ready" },
 };
@@ -114,9 +114,11 @@ function sortFleet(column) {
 }
 
 function showSort() {
+  // Numbers begin with the largest one.
+  const { moves = false } = COLUMNS.find((column) => column.id === fleet.sort);
+  const order = fleet.descending !== moves ? "descending" : "ascending";
   for (const head of byId("fleet-columns").children) {
-    const isSorted = head.dataset.column === fleet.sort;
-    setAttribute(head, "aria-sort", isSorted ? (fleet.descending ? "descending" : "ascending") : null);
+    setAttribute(head, "aria-sort", head.dataset.column === fleet.sort ? order : null);
   }
   byId("fleet-sort").value = fleet.sort;
 }

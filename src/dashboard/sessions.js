@@ -3,6 +3,7 @@
 "use strict";
 
 const SESSIONS_AT_ONCE = 200;
+const MAX_SESSIONS_LISTED = 3200;
 const TRACES_AT_ONCE = 25;
 const MAX_TRACES_LISTED = 800;
 
@@ -96,7 +97,7 @@ function openSessions(limit = SESSIONS_AT_ONCE) {
     const view = panel("Sessions", "sessions-title", table.node, empty);
     view.firstChild.append(make("div", { class: "panel-tools" }, filter, refresh));
     setHidden(table.node, sessions.length === 0);
-    if (sessions.length === limit) {
+    if (sessions.length === limit && limit < MAX_SESSIONS_LISTED) {
       view.append(
         make("button", {
           type: "button",

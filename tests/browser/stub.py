@@ -142,8 +142,8 @@ class MadeUpFleet:
         model = self.upstreams[0]["models"][0] if self.upstreams else "llama-3.3-70b"
         return {
             "time": now,
-            "balancer": {"id": "0f3a5b7c9d1e2f40", "version": "0.1.0", "started": self.started,
-                         "ready": ready > 0, "leaving": False},
+            "balancer": {"id": "0f3a5b7c9d1e2f40", "name": "lb-0", "version": "0.1.0",
+                         "started": self.started, "ready": ready > 0, "leaving": False},
             "totals": {**self.totals, "in_flight": sum(row["active"] for row in self.upstreams), "queued": 0,
                        "connections": 412, "first_byte_ms": {"p50": 212.0, "p90": 640.0, "p99": 1800.0},
                        "peeked_bytes": 3 << 20, "index_blocks": 183_204, "index_bytes": 22 << 20,
@@ -156,7 +156,7 @@ class MadeUpFleet:
                  "in_flight": 31, "backlog_tokens": 8200, "context_tokens": 91_000,
                  "shares_upstreams": True}]},
             "traces": {"enabled": True, "stored_bytes": 91 << 20, "waiting": 0, "stored": 1820, "lost": 0},
-            "decisions": [self.decision(now) for _ in range(3)] if self.upstreams else [],
+            "decisions": [self.decision(now)] if self.upstreams else [],
         }
 
 
