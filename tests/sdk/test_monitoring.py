@@ -304,7 +304,7 @@ def test_each_alert_has_a_time_at_which_it_fires_and_one_at_which_it_does_not():
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: rule["alert"])
 def test_an_alert_has_what_an_operator_needs(rule):
     notes = rule["annotations"]
-    assert rule["alert"].startswith("VllmLb") and re.fullmatch(r"\d+[sm]", rule["for"])
+    assert rule["alert"].startswith("VllmLb") and re.fullmatch(r"\d+[smh]", rule["for"])
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert set(notes) == {"summary", "description", "page"}
     assert notes["description"].endswith(".") and len(notes["summary"]) < 110
