@@ -249,7 +249,8 @@ async fn a_forced_removal_is_immediate_and_requests_in_flight_finish() {
 async fn a_stream_ends_when_a_removed_upstreams_engine_stops() {
     let drain = json!({"state": "drain"});
     let table = [("PATCH", "", drain), ("DELETE", "", Value::Null), ("DELETE", "?force", Value::Null)];
-    for (method, query, body) in table {
+    // Each waits for the failed probes of its own engine.
+    let cases = table.map(async |(method, query, body)| {
         let engines = engines(2).await;
         let mut config = config(upstreams(&engines));
         config.upstreams[0].weight = 1000.0;
@@ -266,7 +267,8 @@ async fn a_stream_ends_when_a_removed_upstreams_engine_stops() {
         let answer = client.body(head).await.expect(200);
         assert!(answer.text().contains(r#"{"error":"#), "{method} {query}: {answer:?}");
         balancer.until_idle().await;
-    }
+    });
+    futures_util::future::join_all(cases).await;
 }
 
 // === how engines fail ===

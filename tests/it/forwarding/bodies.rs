@@ -339,7 +339,8 @@ async fn the_largest_body_that_is_allowed_arrives() {
 
 // === too slow, too many ===
 
-/// The balancer's patience is half a minute: all kinds of slow clients wait for its end together.
+/// The balancer's patience is half a minute: all kinds of slow clients wait for its end together, also those
+/// of calls to all upstreams and of the admin API.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_body_is_a_request_timeout() {
     let engines = [serving(&["other"]).await, serving(&[MODEL]).await];
@@ -362,11 +363,20 @@ async fn a_missing_body_is_a_request_timeout() {
         let answer = tokio::time::timeout(patience, asked.answer).await.expect("an answer comes in time");
         assert_eq!(answer.expect("an answer comes").status(), 408);
     };
+    let call = async |address: &str, path: &str| {
+        let mut client = Wire::connect(address).await;
+        client.patience = patience;
+        client.send(head("POST", path, &[JSON, ("host", address), ("content-length", "100")])).await;
+        client.send(b"{").await;
+        client.answer().await.expect(408);
+    };
     tokio::join!(
         by_http1(("content-length", "1000"), Vec::new()),
         by_http1(("content-length", "1000"), b"{\"messages\":[".to_vec()),
         by_http1(CHUNKED, chunk(b"{\"messages\":[")),
         by_http2,
+        call(balancer.address(), "/inference/v1/abort_requests"),
+        call(&balancer.running.admin, "/admin/upstreams"),
     );
     assert_eq!(engines.iter().map(|engine| engine.stats().received).sum::<u64>(), 0);
     balancer.until_metric("vllm_lb_peeked_bytes", 0.0).await;

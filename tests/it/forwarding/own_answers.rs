@@ -1,8 +1,6 @@
 //! Requests that the balancer makes to upstreams itself, and calls of its own API: bounded, with the caller's
 //! key, and only for authorised callers.
 
-use std::time::Duration;
-
 use crate::common::raw::Raw;
 use crate::common::wire::{CHUNKED, JSON, Wire, chunk, get, head, post, request, with_host};
 use crate::common::{Balancer, Options, config, engine, engines, eventually, logs, upstreams};
@@ -77,21 +75,6 @@ async fn a_body_for_all_upstreams_that_grows_too_large_is_refused() {
     client.send(chunk(b" ")).await;
     client.answer().await.expect(413);
     assert_eq!(engine.stats().received, 0);
-}
-
-/// The balancer's patience is half a minute: both wait for its end together.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_call_with_a_missing_body_times_out() {
-    let engine = engine(Options::default()).await;
-    let balancer = Balancer::over([&engine]).await;
-    let asks = async |address: &str, path: &str| {
-        let mut client = Wire::connect(address).await;
-        client.patience = Duration::from_secs(60);
-        client.send(head("POST", path, &[JSON, ("host", address), ("content-length", "100")])).await;
-        client.send(b"{").await;
-        client.answer().await.expect(408);
-    };
-    tokio::join!(asks(balancer.address(), ABORT), asks(&balancer.running.admin, UPSTREAMS));
 }
 
 /// The balancer waited up to five minutes without a client.

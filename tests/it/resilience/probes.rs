@@ -37,8 +37,8 @@ async fn a_connection_that_the_server_closed_is_no_failure() {
     let mut settings = config(upstreams(&engines));
     settings.health.interval = Duration::from_millis(100);
     let balancer = Balancer::ready(settings).await;
-    for engine in &engines {
-        let more = engine.stats().polled + 60;
+    let enough = engines.each_ref().map(|engine| (engine, engine.stats().polled + 60));
+    for (engine, more) in enough {
         eventually("it was probed 20 times more", async || (engine.stats().polled >= more).then_some(()))
             .await;
     }
