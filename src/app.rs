@@ -33,6 +33,7 @@ use crate::config::url;
 use crate::engine::http::{EngineServer, Options};
 use crate::fleet::{Fleet, Keeper, discover};
 use crate::observe::{Observer, process};
+use crate::otlp::SpanExporter;
 use crate::proxy::server::connection_limit::ConnectionLimiter;
 use crate::proxy::server::shutdown::{Shutdown, ShutdownPhase};
 use crate::proxy::{self, Balancer, ProxyShared, server};
@@ -47,6 +48,9 @@ use upgrade::{InheritedSockets, ListeningSocket, ReceivedState, SocketPurpose, S
 
 /// The longest time that a shutdown waits for traces to be stored.
 const MAX_TRACES_STOP: Duration = Duration::from_secs(10);
+
+/// The longest time that a shutdown waits for the collector of spans.
+const MAX_SPANS_STOP: Duration = Duration::from_secs(5);
 
 /// Adapts the admin API to the trait by which the proxy calls it.
 struct AdminListener(AdminApi);
@@ -70,6 +74,7 @@ pub struct RunningBalancer {
     pub state: Arc<State>,
     pub traces: Arc<Traces>,
     pub observer: Observer,
+    spans: Arc<SpanExporter>,
     shutdown: Arc<Shutdown>,
     phase: watch::Sender<ShutdownPhase>,
     serving: JoinSet<usize>,
@@ -135,7 +140,7 @@ async fn prepare(
         traces.clone(),
         observer.clone(),
     );
-    let shutdown = shared.shutdown().clone();
+    let (shutdown, spans) = (shared.shutdown().clone(), shared.spans().clone());
     let limits = config.limits.connection;
     let public = server::shared_server(Balancer::public(shared.clone()), limits);
     let limiter = ConnectionLimiter::new(config.limits.connections);
@@ -169,6 +174,7 @@ async fn prepare(
         state,
         traces,
         observer,
+        spans,
         shutdown,
         phase,
         serving,
@@ -353,8 +359,8 @@ impl RunningBalancer {
         self.tasks_stop.send_replace(true);
         // The tasks end by `tasks_stop`; a panic of a task was logged when it happened.
         while self.tasks.join_next().await.is_some() {}
-        // Last, after the cut requests have ended their captures.
-        self.traces.stop(MAX_TRACES_STOP).await;
+        // Last, after the cut requests have ended their captures and their spans.
+        tokio::join!(self.traces.stop(MAX_TRACES_STOP), self.spans.stop(MAX_SPANS_STOP));
     }
 }
 

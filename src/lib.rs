@@ -18,10 +18,11 @@
 //! ```text
 //! L4   main  cli  app                                   assembly: the only code that knows everything
 //! L3   proxy | admin | engine::http                        edges; never each other; pingora only in proxy
-//! L2b  fleet  state  traces                             things with tasks, sockets, locks
+//! L2b  fleet  state  traces  otlp                       things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
 //! L1   prompt route retry pick reply sse aggregate config breaker prefix_index exchange sessions
-//! L1   json engine cache batch dice simulate record assemble probe_duty   pure: time and chance come in
+//! L1   json engine cache batch dice simulate record assemble probe_duty trace_context
+//! L1                                                    pure: time and chance come in
 //! L0   config::{types,setting,redis,postgres,url,values,spelling,problem,secret}  vocabulary
 //! L0   reject  names  rate                              vocabulary
 //! ```
@@ -48,6 +49,7 @@ pub(crate) mod json;
 pub mod logging;
 pub mod names;
 pub mod observe;
+pub mod otlp;
 pub mod pick;
 pub mod prompt;
 pub mod proxy;

@@ -5,6 +5,10 @@ pub const PRODUCT: &str = concat!("vllm-lb/", env!("CARGO_PKG_VERSION"));
 
 /// The header field with the id of a request.
 pub const X_REQUEST_ID: &str = "x-request-id";
+/// The header field with the trace of a request and the span that is its parent.
+pub const TRACEPARENT: &str = "traceparent";
+/// The header field with further data of the systems that record a trace.
+pub const TRACESTATE: &str = "tracestate";
 /// The header field with the addresses of the client and of proxies.
 pub const X_FORWARDED_FOR: &str = "x-forwarded-for";
 /// The header field with the host that the client requested.

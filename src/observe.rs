@@ -18,6 +18,7 @@ pub mod process;
 pub mod queue;
 pub mod request;
 mod siblings;
+mod spans;
 mod traces;
 mod upstreams;
 pub mod usage;
@@ -46,6 +47,10 @@ struct Observed {
     usage: UsageTotals,
     /// Whether the trace store fails: only the first failure in a row is logged as a warning.
     is_trace_store_failing: AtomicBool,
+    /// Whether exports of spans fail, or spans are dropped: only the changes are logged.
+    is_span_export_failing: AtomicBool,
+    /// Whether spans were dropped since the last export.
+    has_dropped_spans: AtomicBool,
 }
 
 impl Observer {

@@ -113,7 +113,7 @@ impl Balancer {
         let shared = &self.shared;
         let id = headers::request_id(session.req_header()).map(str::to_string);
         let id = id.unwrap_or_else(|| shared.random.id());
-        let context = RequestContext::new(shared, id);
+        let context = RequestContext::new(shared, id, &session.req_header().headers);
         let mut client = Client::new(&mut session);
         let finished = carry::carry(shared, self.admin.as_deref(), &mut client, &context).await;
         record::write(shared, client.session(), &context, &finished);

@@ -74,6 +74,10 @@ mod tests {
             ("sessions: {bonus: 9}", "sessions"),
             ("log: {level: loud}", "log"),
             ("log: {truncate: 9}", "log"),
+            ("log: {requests: true}", "log"),
+            ("otlp: {endpoint: \"http://otel:4318\"}", "otlp"),
+            ("otlp: {sample: 0.5}", "otlp"),
+            ("otlp: {headers: {x-key: abc}}", "otlp"),
             ("shutdown: {grace: 9s}", "shutdown"),
             ("expose: true", "expose"),
         ];

@@ -9,6 +9,7 @@ mod health;
 mod limits;
 mod listen;
 mod logging;
+mod otlp;
 mod passthrough;
 mod redis;
 mod redis_access;
@@ -33,6 +34,7 @@ pub use health::{Breaker, Health};
 pub use limits::{ClientLimits, ConnectionLimits, Peek, QueueConfig};
 pub use listen::{AdminConfig, Listen, ListenAddress, ListenTls};
 pub use logging::{LogConfig, LogFormat, LogLevel};
+pub use otlp::OtlpConfig;
 pub use passthrough::{ALL_UPSTREAMS, Passthrough, PassthroughTarget};
 pub use redis::RedisOptions;
 pub use redis_access::{RedisTls, SentinelAccess};
@@ -90,6 +92,7 @@ pub struct Config {
     pub sessions: SessionConfig,
     pub traces: TracesConfig,
     pub log: LogConfig,
+    pub otlp: OtlpConfig,
     pub shutdown: ShutdownConfig,
     /// Answers carry `x-vllm-lb-upstream`, `x-vllm-lb-attempts`, `x-vllm-lb-reason` and `x-vllm-lb-hit`.
     pub expose: bool,
@@ -121,6 +124,7 @@ impl Default for Config {
             sessions: SessionConfig::default(),
             traces: TracesConfig::default(),
             log: LogConfig::default(),
+            otlp: OtlpConfig::default(),
             shutdown: ShutdownConfig::default(),
             expose: false,
         }
@@ -191,6 +195,7 @@ impl SettingsTable for Config {
         row("sessions", "Sessions of requests.", &section(|config: &mut Self| &mut config.sessions)),
         row("traces", "Recorded calls.", &section(|config: &mut Self| &mut config.traces)),
         row("log", "The log.", &section(|config: &mut Self| &mut config.log)),
+        row("otlp", "Spans for OpenTelemetry.", &section(|config: &mut Self| &mut config.otlp)),
         row("shutdown", "The end of the process.", &section(|config: &mut Self| &mut config.shutdown)),
         row(
             "expose",

@@ -6,6 +6,7 @@ mod builder;
 mod cache;
 mod exchange;
 mod probes;
+mod spans;
 mod traces;
 
 use prometheus::{Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
@@ -14,6 +15,7 @@ use builder::MetricsBuilder;
 use cache::CacheMetrics;
 use exchange::ExchangeMetrics;
 use probes::ProbeMetrics;
+use spans::SpanMetrics;
 use traces::TraceMetrics;
 
 /// All metrics of one balancer, in a registry of their own.
@@ -33,6 +35,7 @@ pub(super) struct Metrics {
     pub discovery_failures: IntCounterVec,
     pub exchange: ExchangeMetrics,
     pub traces: TraceMetrics,
+    pub spans: SpanMetrics,
     pub signs_lost: IntCounter,
     pub queue_ends: IntCounterVec,
     pub reloads: IntCounterVec,
@@ -108,6 +111,7 @@ impl Default for Metrics {
             ),
             exchange: ExchangeMetrics::new(&make),
             traces: TraceMetrics::new(&make),
+            spans: SpanMetrics::new(&make),
             registry: make.registry,
         }
     }

@@ -44,6 +44,8 @@ pub struct Done<'a> {
     pub error: Option<&'a dyn Display>,
     /// Whether this is a call to the admin API: logged, but not counted among the clients' requests.
     pub admin: bool,
+    /// Whether the record is for Info, in place of Debug.
+    pub logged: bool,
 }
 
 /// When the phases of a request ended, from the arrival of its head. What an attempt sets is of the last one;
@@ -142,7 +144,11 @@ impl Observer {
             self.count_usage(done, usage);
         }
         let failed = done.error.is_some() && done.status >= 500;
-        let level = if failed { log::Level::Warn } else { log::Level::Debug };
+        let level = match done.logged {
+            _ if failed => log::Level::Warn,
+            true => log::Level::Info,
+            false => log::Level::Debug,
+        };
         if log::log_enabled!(level) {
             write(done, level);
         }
@@ -193,7 +199,7 @@ impl Display for CandidateTerms<'_, '_> {
     }
 }
 
-/// Writes the log record. Unknown values of route, session and tokens are omitted.
+/// Writes the log record. Unknown values of route, session, tokens and phases are omitted.
 fn write(done: &Done<'_>, level: log::Level) {
     let nothing: &dyn Display = &"";
     let mut fields: Vec<(&str, Value<'_>)> = vec![
@@ -217,6 +223,8 @@ fn write(done: &Done<'_>, level: log::Level) {
     let usage = done.usage.unwrap_or_default();
     let counts = kinds(&usage).map(|(_, name, tokens)| (name, tokens));
     fields.extend(counts.iter().filter_map(|(name, tokens)| Some((*name, (*tokens)?.into()))));
+    let phases = done.times.phases(done.total);
+    fields.extend(phases.iter().filter_map(|(name, time)| Some((*name, millis((*time)?).into()))));
     let mut record = Record::builder();
     record.level(level).target(module_path!()).module_path_static(Some(module_path!()));
     record.file_static(Some(file!())).line(Some(line!())).key_values(&fields);
@@ -231,6 +239,22 @@ fn kinds(usage: &Usage) -> [(&'static str, &'static str, Option<u64>); 4] {
         ("output", "output_tokens", usage.output_tokens),
         ("reasoning", "reasoning_tokens", usage.reasoning_tokens),
     ]
+}
+
+impl RequestTimes {
+    /// The fields of the record with the lengths of the phases; `None` for a phase that did not end.
+    fn phases(&self, total: Duration) -> [(&'static str, Option<Duration>); 7] {
+        let between = |start: Option<Duration>, end: Option<Duration>| Some(end?.saturating_sub(start?));
+        [
+            ("body_wait_ms", Some(self.body_wait)),
+            ("queue_ms", Some(self.queued)),
+            ("connect_ms", between(self.chosen, self.connected)),
+            ("send_ms", between(self.connected, self.sent)),
+            ("prefill_ms", between(self.sent, self.first_byte)),
+            ("stream_ms", between(self.first_byte, Some(total))),
+            ("max_gap_ms", self.max_gap),
+        ]
+    }
 }
 
 impl Done<'_> {

@@ -51,7 +51,14 @@ pub(super) async fn carry(
     context: &RequestContext,
 ) -> Box<FinishedRequest> {
     let settings = &*context.settings;
-    let scope = RequestScope { shared, settings, admin, id: &context.id, begun: context.started };
+    let scope = RequestScope {
+        shared,
+        settings,
+        admin,
+        id: &context.id,
+        trace: context.trace.as_deref(),
+        begun: context.started,
+    };
     let mut request = ClientRequest::new(settings.peeker.memory.reservation());
     let mut report = RequestReport::default();
     let served = serve(&scope, client, &mut request, &mut report).await;

@@ -12,7 +12,10 @@ use super::headers::{is_hop_by_hop, nominated};
 use super::request::{ClientRequest, RequestScope};
 use super::upstream_head::UpstreamHead;
 use crate::fleet::Upstream;
-use crate::names::{X_DATA_PARALLEL_RANK, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO};
+use crate::names::{
+    TRACEPARENT, TRACESTATE, X_DATA_PARALLEL_RANK, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO,
+};
+use crate::otlp::trace_context::RequestTrace;
 
 /// The head of a client's request, as it goes to the upstream of this attempt.
 pub(super) fn towards_upstream(
@@ -26,7 +29,7 @@ pub(super) fn towards_upstream(
         .or_else(|| request.edits.as_ref().and_then(|edits| edits.translated_target(from)));
     let target = translated.as_ref().map_or_else(|| origin_form(from), |target| target.as_bytes());
     let target = [prefix.as_bytes(), target].concat();
-    let mut head = UpstreamHead::new(from.method.clone(), target, from.headers.len() + 6);
+    let mut head = UpstreamHead::new(from.method.clone(), target, from.headers.len() + 7);
     head.append(header::HOST, HeaderValue::from_str(&upstream.host)?);
     let nominated: Vec<HeaderName> = nominated(&from.headers).flatten().collect();
     let trusted = scope.settings.trusts(client.address());
@@ -42,6 +45,7 @@ pub(super) fn towards_upstream(
             _ => {
                 is_hop_by_hop(name)
                     || is_forwarded(name)
+                    || is_replaced(name, scope.trace)
                     || !trusted && name == X_DATA_PARALLEL_RANK
                     || is_for_trainers(name)
             }
@@ -60,6 +64,10 @@ pub(super) fn towards_upstream(
         head.replace_key(HeaderValue::try_from(authorization)?);
     }
     head.append(header::VIA, scope.shared.mark.clone());
+    if let Some(trace) = scope.trace {
+        let parent = HeaderValue::try_from(trace.towards_upstream())?;
+        head.append(HeaderName::from_static(TRACEPARENT), parent);
+    }
     if let Some(edits) = &request.edits {
         edits.towards_upstream(&mut head, upstream);
     }
@@ -86,6 +94,11 @@ fn frame(head: &mut UpstreamHead, client: &Client<'_>, request: &ClientRequest) 
 /// Whether a field describes the origin of a request.
 fn is_forwarded(name: &HeaderName) -> bool {
     [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(&name.as_str())
+}
+
+/// Whether a field is replaced by the request's own trace, to which only the state of a joined one belongs.
+fn is_replaced(name: &HeaderName, trace: Option<&RequestTrace>) -> bool {
+    trace.is_some_and(|trace| name == TRACEPARENT || name == TRACESTATE && trace.is_root())
 }
 
 /// Whether a field is for a gateway of rllm alone, which removes it.

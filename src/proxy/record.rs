@@ -1,4 +1,4 @@
-//! Reports a finished request to logs and metrics.
+//! Reports a finished request to logs, metrics and spans.
 
 use std::fmt::Display;
 
@@ -29,7 +29,7 @@ pub(super) fn write(
     // A refusal is reported by its label; as an error it would be reported twice.
     let error = error.as_deref().filter(|error| !matches!(error.etype(), ErrorType::Custom(_)));
     let outcome = report.outcome.unwrap_or(Outcome::Broken);
-    shared.observer.request_done(&Done {
+    let done = Done {
         id: &context.id,
         client: client.map(|client| client as &dyn Display),
         method: head.method.as_str(),
@@ -48,7 +48,12 @@ pub(super) fn write(
         sent: report.bytes_sent,
         error: error.map(|error| error as &dyn Display),
         admin: request.admin,
-    });
+        logged: context.settings.logs_requests && !request.admin,
+    };
+    shared.observer.request_done(&done);
+    if let Some(trace) = &context.trace {
+        shared.spans.finish(trace, &done);
+    }
     if let Some(samples) = &request.samples {
         let text = |sample: &[u8]| String::from_utf8_lossy(sample).into_owned();
         shared.observer.bodies(&context.id, &text(&samples.request), &text(&samples.answer));

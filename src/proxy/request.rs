@@ -18,6 +18,7 @@ use super::shared::ProxyShared;
 use super::usage_injection::UsageInjection;
 use crate::config::types::{Retry, Timeouts};
 use crate::fleet::{Snapshot, UpstreamQuery};
+use crate::otlp::trace_context::RequestTrace;
 use crate::reject::ErrorShape;
 use crate::reply::ending::ErrorEventForm;
 use crate::route::resolve;
@@ -33,6 +34,8 @@ pub(super) struct RequestScope<'a> {
     pub admin: Option<&'a dyn AdminService>,
     /// The request id of the client, or a new one.
     pub id: &'a str,
+    /// The trace that the upstream gets in place of the client's.
+    pub trace: Option<&'a RequestTrace>,
     pub begun: Instant,
 }
 

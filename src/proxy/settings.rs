@@ -27,6 +27,10 @@ pub(super) struct ProxySettings {
     pub trusted_proxies: TrustedProxies,
     /// Bytes of bodies that are logged.
     pub sample: Option<usize>,
+    /// The share of new traces that is sampled; `None` while no spans are exported.
+    pub span_share: Option<f64>,
+    /// Whether the record of each request is logged at Info.
+    pub logs_requests: bool,
 }
 
 /// The settings of what is read of a request before an upstream is chosen.
@@ -78,6 +82,8 @@ impl ProxySettings {
             expose: config.expose,
             trusted_proxies: config.trusted_proxies.clone(),
             sample: config.log.bodies.then_some(config.log.truncate),
+            span_share: config.otlp.endpoint.as_ref().map(|_| config.otlp.sample),
+            logs_requests: config.log.requests,
         })
     }
 }

@@ -16,6 +16,7 @@ use super::stored_search::ResponseSearches;
 use crate::config::types::Config;
 use crate::fleet::Fleet;
 use crate::observe::Observer;
+use crate::otlp::SpanExporter;
 use crate::state::State;
 use crate::state::redis::SiblingExchange;
 use crate::traces::Traces;
@@ -27,6 +28,7 @@ pub struct ProxyShared {
     /// Looks up what siblings have published; `None` without Redis.
     pub(super) exchange: Option<Arc<SiblingExchange>>,
     pub(super) traces: Arc<Traces>,
+    pub(super) spans: Arc<SpanExporter>,
     pub(super) settings: ArcSwap<ProxySettings>,
     pub(super) memory: Arc<PeekMemory>,
     pub(super) pool: ConnectionPool,
@@ -57,6 +59,7 @@ impl ProxyShared {
             state,
             exchange,
             traces,
+            spans: SpanExporter::start(&config.otlp, observer.clone()),
             memory,
             pool: ConnectionPool::default(),
             searches: ResponseSearches::default(),
@@ -74,6 +77,11 @@ impl ProxyShared {
         &self.shutdown
     }
 
+    /// The export of spans, which the assembly stops.
+    pub fn spans(&self) -> &Arc<SpanExporter> {
+        &self.spans
+    }
+
     pub fn observer(&self) -> &Observer {
         &self.observer
     }
@@ -83,6 +91,7 @@ impl ProxyShared {
         self.memory.set_limit(config.peek.memory);
         self.state.set_ttl(config.sessions.ttl);
         self.traces.reload(&config.traces);
+        self.spans.reload(&config.otlp);
         let (fleet, memory) = (self.fleet.clone(), self.memory.clone());
         self.settings.store(ProxySettings::new(config, fleet, memory, self.state.blocks()));
     }

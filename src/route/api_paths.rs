@@ -141,6 +141,13 @@ impl PathTable {
     }
 }
 
+/// The path of vLLM's API that a request's path fits, with names for what differs: `/v1/responses/{id}`. A
+/// session in the path is left out.
+pub fn template(path: &str) -> Option<&'static str> {
+    let path = of_session(path).map_or(path, |(_, rest)| rest);
+    API_ROUTES.iter().map(|row| row.path).find(|pattern| fit(pattern, path).is_some())
+}
+
 /// A path with `query`, in which the model is replaced.
 pub fn with_model(path: &str, query: &str, model: &str) -> String {
     let mut out = format!("{path}?model=");

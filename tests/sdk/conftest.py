@@ -104,6 +104,15 @@ def locked_stack():
         yield running
 
 
+@pytest.fixture(scope="module")
+def engine():
+    """The URL of an engine alone, for balancers with settings of their own."""
+    (port,) = harness.free_ports(1)
+    command = [harness.binary(), "engine", "--speed", "20", "--port", str(port)]
+    with harness.process(command, f"http://127.0.0.1:{port}/health"):
+        yield f"http://127.0.0.1:{port}"
+
+
 # ---- virtual models ----------------------------------------------------------------------------
 
 

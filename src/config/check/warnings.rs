@@ -3,9 +3,16 @@
 use crate::config::problem::{ConfigPlace, ConfigProblem, seen};
 use crate::config::types::{Config, PassthroughTarget, RouteConfig};
 
+/// The port of collectors for gRPC, which is not spoken.
+const OTLP_GRPC_PORT: u16 = 4317;
+
 /// Reports what is valid, since upstreams may be added later, and most likely a mistake.
 pub fn warnings(config: &Config) -> Vec<ConfigProblem> {
     let mut found = names_to_come(config);
+    if config.otlp.endpoint.as_ref().is_some_and(|url| url.port == OTLP_GRPC_PORT) {
+        let text = "4317 is the port of OTLP over gRPC: OTLP over HTTP usually has 4318";
+        found.push(ConfigProblem::new(&ConfigPlace::named("otlp.endpoint"), text));
+    }
     for (index, route) in config.routes.iter().enumerate() {
         let place = ConfigPlace::named(&format!("routes[{index}]"));
         if let Some(to) = route.to.as_ref().filter(|to| !may_be_served(config, route, to)) {

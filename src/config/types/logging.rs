@@ -10,6 +10,8 @@ pub struct LogConfig {
     /// `None`: txt on a terminal, else json.
     pub format: Option<LogFormat>,
     pub level: LogLevel,
+    /// Whether the record of each request is logged at Info, in place of Debug.
+    pub requests: bool,
     /// Whether the beginnings of request and answer bodies are logged at Debug.
     pub bodies: bool,
     /// Characters of a body that a record shows.
@@ -18,7 +20,7 @@ pub struct LogConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        LogConfig { format: None, level: LogLevel::Info, bodies: false, truncate: 180 }
+        LogConfig { format: None, level: LogLevel::Info, requests: false, bodies: false, truncate: 180 }
     }
 }
 
@@ -116,6 +118,11 @@ impl SettingsTable for LogConfig {
             "level",
             "Lowest level that is logged; `-v` and `-q` move it by a step.",
             &value(|log: &mut Self| &mut log.level, choice()),
+        ),
+        row(
+            "requests",
+            "Whether the record of each request is logged at info, in place of debug.",
+            &value(|log: &mut Self| &mut log.requests, switch()),
         ),
         row(
             "bodies",

@@ -24,6 +24,8 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("traces::record", Level::Pure),
     ("traces::json", Level::Pure),
     ("traces::assemble", Level::Pure),
+    ("otlp", Level::Running),
+    ("otlp::trace_context", Level::Pure),
     ("observe", Level::Record),
     ("logging", Level::Record),
     ("json", Level::Pure),

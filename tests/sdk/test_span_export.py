@@ -1,0 +1,124 @@
+"""The export of spans towards collectors that fail, and its end with the process."""
+
+import contextlib
+import time
+
+import collector as otel
+import harness
+from spans import burst, complete, ended, ends, over, trace_id, wait_for
+
+
+# ---- collectors --------------------------------------------------------------------------------
+
+
+def test_no_span_of_a_thousand_requests_is_lost(engine):
+    with otel.collector() as sink, over(engine, {"endpoint": sink.url}) as running:
+        burst(running, 1000, first=10_000)
+        spans = sink.wait(lambda spans: complete(spans, 10_000, 1000))
+        assert len({(span.trace, span.id) for span in spans}) == len(spans) == running.spans("exported")
+        assert running.metric("vllm_lb_span_export_failures_total") == 0
+        assert len(sink.exports) < 100, "spans are sent in batches"
+
+
+def test_a_collector_that_is_down_delays_no_request(engine):
+    (port,) = harness.free_ports(1)
+    with over(engine, {"endpoint": f"http://127.0.0.1:{port}"}) as running:
+        assert burst(running, 50, first=20_000) < 5
+        wait_for(lambda: running.metric("vllm_lb_span_export_failures_total") >= 2)
+        assert running.spans("exported") == 0
+        with otel.collector(port) as sink:
+            sink.wait(lambda spans: complete(spans, 20_000, 50))
+            wait_for(lambda: running.spans("exported") == len(sink.spans()))
+        assert running.spans("collector") == 0
+
+
+def test_a_collector_that_takes_ten_seconds_delays_no_request(engine):
+    with otel.collector() as sink:
+        sink.answers = [otel.take_after(10)]
+        with over(engine, {"endpoint": sink.url, "timeout": "20s"}) as running:
+            assert burst(running, 50, first=30_000) < 5
+            wait_for(lambda: sink.exports)
+            assert burst(running, 50, first=30_050) < 5
+            assert sink.spans() == []
+            sink.wait(lambda spans: complete(spans, 30_000, 100))
+
+
+def test_a_collector_that_is_slower_than_the_limit_gets_the_batch_again(engine):
+    with otel.collector() as sink:
+        sink.answers = [slow_refusal]
+        with over(engine, {"endpoint": sink.url, "timeout": "500ms"}) as running:
+            burst(running, 5, first=35_000)
+            sink.wait(lambda spans: complete(spans, 35_000, 5))
+            assert running.metric("vllm_lb_span_export_failures_total") == 1
+
+
+def slow_refusal(handler):
+    time.sleep(1)
+    with contextlib.suppress(OSError):
+        otel.reply(handler, 200)
+    return False
+
+
+def test_a_collector_that_is_busy_is_left_alone_for_as_long_as_it_asks(engine):
+    with otel.collector() as sink:
+        sink.answers = [otel.refuse(503, retry_after="2"), otel.refuse(429)]
+        with over(engine, {"endpoint": sink.url}) as running:
+            burst(running, 5, first=40_000)
+            sink.wait(lambda spans: complete(spans, 40_000, 5))
+            first, second, third = (at for at, *_ in sink.exports)
+            assert second - first >= 2 and third - second >= 0.5
+            assert running.metric("vllm_lb_span_export_failures_total") == 2
+
+
+def test_answers_that_are_garbage(engine):
+    with otel.collector() as sink:
+        sink.answers = [otel.take_with_garbage, otel.no_http, otel.take, otel.refuse(400), otel.take_some(1)]
+        with over(engine, {"endpoint": sink.url}) as running:
+
+            def one(number):
+                burst(running, 1, first=50_000 + number)
+
+            one(1)
+            sink.request(trace_id(50_001))
+            # No HTTP: sent again.
+            one(2)
+            sink.request(trace_id(50_002))
+            assert running.metric("vllm_lb_span_export_failures_total") == 1
+            # Refused for good.
+            one(3)
+            wait_for(lambda: running.spans("collector") > 0)
+            one(4)
+            sink.request(trace_id(50_004))
+            wait_for(lambda: running.spans("rejected") == 1)
+            assert sink.spans(trace_id(50_003)) == []
+
+
+# ---- the end -----------------------------------------------------------------------------------
+
+
+def test_what_waits_is_exported_at_the_end(engine):
+    with otel.collector() as sink, ends(over(engine, {"endpoint": sink.url})) as (running, _):
+        burst(running, 20, first=60_000)
+        assert ended(running, 20) < 10
+        assert complete(sink.spans(), 60_000, 20)
+
+
+def test_the_end_waits_five_seconds_for_a_collector(engine):
+    with otel.collector() as sink:
+        sink.answers = [otel.take_after(30)] * 3
+        with ends(over(engine, {"endpoint": sink.url, "timeout": "1m"})) as (running, raised):
+            burst(running, 3, first=70_000)
+            wait_for(lambda: sink.exports)
+            assert 4 < ended(running, 20) < 12
+        assert "spans lost: the collector did not take them before the end" in str(raised.value)
+
+
+def test_the_end_does_not_wait_for_a_collector_that_is_down(engine):
+    (port,) = harness.free_ports(1)
+    with ends(over(engine, {"endpoint": f"http://127.0.0.1:{port}"})) as (running, raised):
+        burst(running, 3, first=80_000)
+        wait_for(lambda: running.metric("vllm_lb_span_export_failures_total") >= 2)
+        assert ended(running, 20) < 4
+    logged = str(raised.value)
+    assert logged.count("spans cannot be exported: they wait") == 1
+    assert "spans are dropped" not in logged, "one record for the change"
