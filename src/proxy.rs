@@ -34,6 +34,7 @@ mod memory;
 mod own_answers;
 mod peeked_prompt;
 mod pending_response;
+mod phases;
 mod placement;
 mod random;
 mod record;

@@ -68,7 +68,7 @@ pub struct RequestTimes {
     pub accepted: Option<Duration>,
     /// The head and the beginning of the answer were written to the client.
     pub forwarded: Option<Duration>,
-    /// The last piece of the answer was written to the client.
+    /// The last piece of the answer, or its end, was written to the client.
     pub last_piece: Option<Duration>,
     /// The longest time in which the next piece of a stream was awaited after its beginning.
     pub max_gap: Option<Duration>,

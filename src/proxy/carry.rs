@@ -29,6 +29,7 @@ use super::watch::RequestWatch;
 use super::watched::watched;
 use super::{cumulative, respond, stored, translation, tunnel};
 use crate::fleet::{FilterResult, Outcome, UpstreamQuery};
+use crate::observe::request::RequestTimes;
 use crate::reject::Reject;
 use crate::retry::{self, AttemptFailure, RetryDecision, RetryFacts};
 
@@ -36,6 +37,7 @@ use crate::retry::{self, AttemptFailure, RetryDecision, RetryFacts};
 pub(super) struct FinishedRequest {
     pub request: ClientRequest,
     pub report: RequestReport,
+    pub times: RequestTimes,
     /// The connection must end without another byte.
     pub error: Option<Box<Error>>,
     /// The rest of the client's body is read before the connection closes: otherwise a reset could discard
@@ -61,7 +63,7 @@ pub(super) async fn carry(
     };
     let mut request = ClientRequest::new(settings.peeker.memory.reservation());
     let mut report = RequestReport::default();
-    let served = serve(&scope, client, &mut request, &mut report).await;
+    let (served, times) = serve(&scope, client, &mut request, &mut report).await;
     if let Some(capture) = &mut request.capture {
         capture.end(served.as_ref().copied());
         wait_until_stored(&scope, &mut request).await;
@@ -86,27 +88,29 @@ pub(super) async fn carry(
     let drain = unread || client.sends_chunks();
     (report.bytes_received, report.bytes_sent) = (request.forwarded, client.bytes_sent());
     request.body.release();
-    Box::new(FinishedRequest { request, report, error: ended.err(), drain })
+    Box::new(FinishedRequest { request, report, times, error: ended.err(), drain })
 }
 
+/// Serves the request. Returns its phases as well, which are the watch's until its end.
 async fn serve(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
     report: &mut RequestReport,
-) -> Result<(), RequestEnd> {
+) -> (Result<(), RequestEnd>, RequestTimes) {
     // Boxed: this future ends before the answer begins, and an idle stream should not hold its memory.
-    match Box::pin(take_in(scope, client, request)).await? {
-        Intake::Answer(answer) => {
+    match Box::pin(take_in(scope, client, request)).await {
+        Err(end) => (Err(end), RequestTimes::default()),
+        Ok(Intake::Answer(answer)) => {
             report.status = answer.status().as_u16();
             report.outcome = Some(Outcome::Answered(report.status));
             let close = client.may_omit_body() || scope.shared.shutdown.is_closing();
-            respond::send(client, scope.id, request, answer, close).await.map_err(RequestEnd::Disconnected)
+            let sent = respond::send(client, scope.id, request, answer, close).await;
+            (sent.map_err(RequestEnd::Disconnected), RequestTimes::default())
         }
-        Intake::Forward(mut watch) => {
+        Ok(Intake::Forward(mut watch)) => {
             let end = forward(scope, client, request, &mut watch, report).await;
-            report.times = watch.times();
-            end
+            (end, watch.times())
         }
     }
 }

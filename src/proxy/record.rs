@@ -19,7 +19,7 @@ pub(super) fn write(
     context: &RequestContext,
     finished: &FinishedRequest,
 ) {
-    let FinishedRequest { request, report, error, .. } = finished;
+    let FinishedRequest { request, report, times, error, .. } = finished;
     let (head, client) = (session.req_header(), session.client_addr());
     let snapshot = shared.fleet.snapshot();
     let model = match &request.model {
@@ -42,7 +42,7 @@ pub(super) fn write(
         status: report.status,
         outcome: report.refused.unwrap_or(outcome.label()),
         attempts: report.attempts,
-        times: report.times,
+        times: *times,
         total: context.started.elapsed(),
         received: report.bytes_received,
         sent: report.bytes_sent,

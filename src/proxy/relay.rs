@@ -283,7 +283,7 @@ async fn carry_body(
                 }
                 wait_until_stored(scope, request).await;
                 client.write(edited.as_deref().unwrap_or(piece)).await.map_err(RequestEnd::Disconnected)?;
-                watch.record_written(end);
+                watch.record_answer_piece();
                 *over = end;
                 if let Some(reason) = watch.passed().filter(|_| !end) {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Ended(reason), None));

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use super::placement::Placement;
 use super::request::RequestScope;
 use crate::fleet::{Blame, FailureKind, Outcome, Upstream, UpstreamSignal};
-use crate::observe::request::RequestTimes;
 use crate::reply::usage::Usage;
 use crate::retry::{AttemptFailure, EndReason};
 
@@ -20,8 +19,6 @@ pub(super) struct RequestReport {
     pub outcome: Option<Outcome>,
     /// The label of the rejection that was sent.
     pub refused: Option<&'static str>,
-    /// Set when the request ends; until then `RequestWatch` has them.
-    pub times: RequestTimes,
     pub usage: Option<Usage>,
     pub bytes_received: u64,
     pub bytes_sent: u64,

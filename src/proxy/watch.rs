@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::attempt::wire::Outgoing;
+use super::phases::RequestPhases;
 use crate::config::types::Timeouts;
 use crate::fleet::Fleet;
 use crate::observe::request::RequestTimes;
@@ -60,12 +61,20 @@ struct AttemptClock {
     last_piece: Option<Instant>,
 }
 
+/// The limits of the parts of a request that the watch measures; `None` is no limit.
+#[derive(Clone, Copy, Debug)]
+struct WatchLimits {
+    first_byte: Option<Duration>,
+    idle: Option<Duration>,
+    total: Option<Duration>,
+}
+
 /// Watches one request.
 pub(super) struct RequestWatch {
     fleet: Arc<Fleet>,
-    timeouts: Timeouts,
+    limits: WatchLimits,
     begun: Instant,
-    times: RequestTimes,
+    phases: RequestPhases,
     attempt: Option<AttemptClock>,
     outgoing: Option<Outgoing>,
     upload: Option<UploadPace>,
@@ -111,11 +120,12 @@ impl UploadPace {
 impl RequestWatch {
     /// `begun`: when the request's head came.
     pub(super) fn new(fleet: Arc<Fleet>, timeouts: Timeouts, begun: std::time::Instant) -> Self {
+        let Timeouts { first_byte, idle, total, .. } = timeouts;
         RequestWatch {
             fleet,
-            timeouts,
+            limits: WatchLimits { first_byte, idle, total },
             begun: Instant::from_std(begun),
-            times: RequestTimes::default(),
+            phases: RequestPhases::BEGIN,
             attempt: None,
             outgoing: None,
             upload: None,
@@ -136,30 +146,28 @@ impl RequestWatch {
 
     /// The phases of the request so far.
     pub(super) fn times(&self) -> RequestTimes {
-        self.times
+        self.phases.times(self.last_piece())
     }
 
     /// Adds the time in which the client's body was awaited before the first choice.
     pub(super) fn add_body_wait(&mut self, time: Duration) {
-        self.times.body_wait += time;
+        self.phases.add_body_wait(time);
     }
 
     /// Adds a time in the queue for room.
     pub(super) fn add_queued(&mut self, time: Duration) {
-        self.times.queued += time;
+        self.phases.add_queued(time);
     }
 
     /// The upstream of the next attempt has been chosen.
     pub(super) fn record_choice(&mut self) {
-        let RequestTimes { queued, body_wait, .. } = self.times;
-        let chosen = Some(self.begun.elapsed());
-        self.times = RequestTimes { queued, body_wait, chosen, ..RequestTimes::default() };
+        self.phases.begin_attempt(self.begun.elapsed());
     }
 
     /// An attempt on this upstream begins, with a connection.
     pub(super) fn begin_attempt(&mut self, upstream: usize) {
         let now = Instant::now();
-        self.times.connected = Some(self.since_begun(now));
+        self.phases.connected = self.since_begun(now).into();
         self.attempt = Some(AttemptClock { upstream, sent: now, last_piece: None });
         self.outgoing = None;
         self.rearm();
@@ -168,16 +176,17 @@ impl RequestWatch {
     /// Notes when the request was sent, if its last byte has been. The connection must not serve another
     /// request yet.
     pub(super) fn record_sent(&mut self) {
-        if self.times.sent.is_some() || self.upload.is_some() {
+        if self.phases.sent.get().is_some() || self.upload.is_some() {
             return;
         }
-        let sent = self.outgoing.as_ref().and_then(Outgoing::sent_at);
-        self.times.sent = sent.map(|at| self.since_begun(at));
+        if let Some(sent) = self.outgoing.as_ref().and_then(Outgoing::sent_at) {
+            self.phases.sent = self.since_begun(sent).into();
+        }
     }
 
     /// The first event, or byte, of the model's output has come.
     pub(super) fn record_first_byte(&mut self, now: std::time::Instant) {
-        self.times.first_byte = Some(self.since_begun(Instant::from_std(now)));
+        self.phases.first_byte = self.since_begun(Instant::from_std(now)).into();
     }
 
     fn since_begun(&self, at: Instant) -> Duration {
@@ -223,34 +232,24 @@ impl RequestWatch {
     /// A piece of the answer came that decides that the answer goes to the client.
     pub(super) fn record_verdict(&mut self) {
         self.record_answer_piece();
-        self.times.accepted = self.last_piece();
+        self.phases.accepted = self.last_piece().unwrap_or_default().into();
     }
 
     /// The answer goes to the client without a verdict, and has been held since this time.
     pub(super) fn record_held_since(&mut self, since: Instant) {
-        self.times.accepted = Some(self.since_begun(since));
+        self.phases.accepted = self.since_begun(since).into();
     }
 
     /// The head and the beginning of the answer have gone to the client.
     pub(super) fn record_forwarded(&mut self) {
         self.record_answer_piece();
-        self.times.forwarded = self.last_piece();
-        self.times.last_piece = self.times.forwarded;
+        self.phases.forwarded = self.last_piece().unwrap_or_default().into();
     }
 
     /// A piece came after the beginning of the answer; `is_event`: it is of a stream, and not its end.
     pub(super) fn record_next_piece(&mut self, is_event: bool) {
-        let gap = self.record_answer_piece();
-        if is_event {
-            self.times.max_gap = self.times.max_gap.max(gap);
-        }
-    }
-
-    /// A piece of the answer, or its `end`, has gone to the client.
-    pub(super) fn record_written(&mut self, end: bool) {
-        self.record_answer_piece();
-        if !end {
-            self.times.last_piece = self.last_piece();
+        if let (Some(gap), true) = (self.record_answer_piece(), is_event) {
+            self.phases.add_gap(gap);
         }
     }
 
@@ -322,12 +321,12 @@ impl RequestWatch {
     fn deadline(&self) -> Option<(Instant, EndReason)> {
         // A limit beyond what a clock can tell is none.
         let at = |from: Instant, limit: Option<Duration>, reason| Some((from.checked_add(limit?)?, reason));
-        let total = at(self.begun, self.timeouts.total, EndReason::Total);
+        let total = at(self.begun, self.limits.total, EndReason::Total);
         let upload = self.upload.and_then(|upload| upload.deadline());
         let upload = upload.map(|deadline| (deadline, EndReason::SlowUpload));
         let step = self.attempt.and_then(|attempt| match attempt.last_piece {
-            None => at(attempt.sent, self.timeouts.first_byte, EndReason::FirstByte),
-            Some(moved) => at(moved, self.timeouts.idle, EndReason::Idle),
+            None => at(attempt.sent, self.limits.first_byte, EndReason::FirstByte),
+            Some(moved) => at(moved, self.limits.idle, EndReason::Idle),
         });
         let abandoned = self.attempt.filter(|_| self.abandoned).map(|attempt| {
             let last = attempt.last_piece.unwrap_or(attempt.sent);

@@ -163,11 +163,11 @@ async fn phases_of_the_last_attempt_count_from_the_head() {
         pause(gap).await;
         watch.record_next_piece(true);
         pause(50).await;
-        watch.record_written(false);
+        watch.record_answer_piece();
     }
     pause(90).await;
     watch.record_next_piece(false);
-    watch.record_written(true);
+    watch.record_answer_piece();
     let millis = Duration::from_millis;
     let times = RequestTimes {
         queued: millis(7),
@@ -178,7 +178,7 @@ async fn phases_of_the_last_attempt_count_from_the_head() {
         first_byte: Some(millis(40)),
         accepted: Some(millis(40)),
         forwarded: Some(millis(50)),
-        last_piece: Some(millis(232)),
+        last_piece: Some(millis(322)),
         max_gap: Some(millis(20)),
     };
     assert_eq!(watch.times(), times, "a slow client makes no gap");
