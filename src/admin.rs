@@ -167,6 +167,7 @@ impl AdminApi {
                     foreign: telling.and_then(|telling| telling.foreign),
                     kv_usage: telling.and_then(|telling| telling.kv_usage),
                     cache_tokens: entry.cache_tokens,
+                    sight: entry.upstream.sight().state,
                 }
             })
             .collect();

@@ -23,6 +23,7 @@ mod prober;
 mod query;
 pub mod queue;
 mod shared_probes;
+pub mod sight;
 pub mod snapshot;
 mod snapshot_entry;
 pub mod tls;

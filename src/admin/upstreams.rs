@@ -182,7 +182,7 @@ pub(super) fn wait(request: &Request<Bytes>) -> Result<Option<Duration>, AdminRe
 fn row(entry: &SnapshotEntry) -> Value {
     let load = entry.upstream.load();
     let config = &entry.upstream.config;
-    let now = Instant::now();
+    let (now, sight) = (Instant::now(), entry.upstream.sight());
     let mut row = json!({
         "name": config.name,
         "url": config.url.display(),
@@ -200,6 +200,8 @@ fn row(entry: &SnapshotEntry) -> Value {
         "context_tokens": load.context,
         "siblings_active": entry.upstream.siblings().active,
         "incarnation": entry.incarnation,
+        "sight": sight.state.label(),
+        "sight_reason": sight.reason.map(|reason| reason.to_string()),
     });
     // Values from the upstream's metrics and its source. A value that was not reported is omitted: a
     // default would look like a measured number.

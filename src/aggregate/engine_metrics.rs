@@ -37,6 +37,8 @@ pub struct EngineMetrics {
     pub cache_tokens: Option<u64>,
     /// The start of the process, in seconds since 1970; of several, the latest.
     pub started: Option<f64>,
+    /// Whether all engines cache prompts.
+    pub prefix_caching: Option<bool>,
 }
 
 /// Parses a page. A last line without a line end may be cut and is ignored.
@@ -59,6 +61,7 @@ pub fn parse_engine_metrics(page: &[u8]) -> EngineMetrics {
         kv_usage: sums.usage.mean().or(sums.old_usage.mean()),
         cache_tokens: sums.cache.flatten(),
         started: sums.started,
+        prefix_caching: sums.prefix_caching,
     }
 }
 
@@ -71,6 +74,7 @@ struct MetricSums {
     /// `Some(None)`: an engine does not report its size, so the sum is unknown.
     cache: Option<Option<u64>>,
     started: Option<f64>,
+    prefix_caching: Option<bool>,
 }
 
 #[derive(Default)]
@@ -102,6 +106,9 @@ impl MetricSums {
                 let before = self.cache.unwrap_or(Some(0));
                 let sum = before.zip(capacity(sample.labels)).map(|(sum, one)| sum.saturating_add(one));
                 self.cache = Some(sum);
+                if let Some(caches) = prefix_caching(sample.labels) {
+                    self.prefix_caching = Some(caches && self.prefix_caching != Some(false));
+                }
             }
             _ => {}
         }
@@ -139,6 +146,22 @@ fn capacity(labels: &str) -> Option<u64> {
         }
     }
     tokens.or_else(|| blocks?.checked_mul(block?))
+}
+
+/// Returns whether an engine caches prompts, as Python writes it.
+fn prefix_caching(labels: &str) -> Option<bool> {
+    let mut rest = labels;
+    while let Some((name, value, after)) = next_label(rest) {
+        rest = after;
+        if name == "enable_prefix_caching" {
+            return match value.trim_matches('"') {
+                "True" => Some(true),
+                "False" => Some(false),
+                _ => None,
+            };
+        }
+    }
+    None
 }
 
 #[cfg(test)]

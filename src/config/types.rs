@@ -258,6 +258,11 @@ const BALANCE_TABLE: &[SettingRow<Config>] = &[
         &value(|config: &mut Config| &mut config.balance.context, number(0.0, MAX_TERM_WEIGHT)),
     ),
     row(
+        "sight_error",
+        "Share of the cached tokens by which predictions may be wrong before an upstream's sight is blind.",
+        &value(|config: &mut Config| &mut config.balance.sight_error, number(0.0, 1.0)),
+    ),
+    row(
         "index_blocks",
         "Remembered blocks of prompts, for each upstream; 0 none; unset: as the engines' caches hold.",
         &value(|config: &mut Config| &mut config.index.blocks, maybe(integer(0, 100_000_000))),

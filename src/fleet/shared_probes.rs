@@ -148,10 +148,11 @@ impl SharedProbes {
         metrics: &EngineMetrics,
         foreign: Option<ForeignLoad>,
     ) {
-        let EngineMetrics { running, waiting, kv_usage, cache_tokens, started } = *metrics;
+        let EngineMetrics { running, waiting, kv_usage, cache_tokens, started, prefix_caching } = *metrics;
         let foreign = foreign.map(|foreign| (foreign.requests, foreign.tokens));
         let age = Duration::ZERO;
-        let engine = EngineFinding { age, running, waiting, kv_usage, cache_tokens, started, foreign };
+        let engine =
+            EngineFinding { age, running, waiting, kv_usage, cache_tokens, started, foreign, prefix_caching };
         self.put(upstream, |report| report.engine = Some((now(), engine)));
     }
 
@@ -339,12 +340,13 @@ fn apply_probe(
 
 /// Stores the load in a sibling's report, valid until `until`. Returns the values as a page of metrics.
 fn store_engine(upstream: &Upstream, engine: &EngineFinding, until: Instant) -> EngineMetrics {
-    let EngineFinding { running, waiting, kv_usage, cache_tokens, started, foreign, .. } = *engine;
+    let EngineFinding { running, waiting, kv_usage, cache_tokens, started, foreign, prefix_caching, .. } =
+        *engine;
     let (requests, tokens) = foreign.unwrap_or_default();
     let report = GaugeReport { running, waiting, kv_usage, foreign: foreign.map(|(requests, _)| requests) };
     upstream.live.engine_load.latest.store(Some(report.into()));
     upstream.live.engine_load.set(ForeignLoad { requests, tokens }, until);
-    EngineMetrics { running, waiting, kv_usage, cache_tokens, started }
+    EngineMetrics { running, waiting, kv_usage, cache_tokens, started, prefix_caching }
 }
 
 #[cfg(test)]

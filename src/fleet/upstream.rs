@@ -20,11 +20,13 @@ use super::identity::UpstreamIdentity;
 use super::pace::PrefillPace;
 use super::probe_duty::ProbeDuty;
 use super::queue::Queue;
+use super::sight::{Sight, SightChange, SightTracker};
 use super::tls::{self, Secure};
 use super::{instant, millis};
 use crate::config::secret::Secret;
 use crate::config::types::UpstreamConfig;
 use crate::config::values;
+use crate::observe::Observer;
 
 /// The longest time for which an engine's Retry-After keeps requests away.
 const MAX_BUSY_TIME: Duration = Duration::from_secs(60);
@@ -75,6 +77,8 @@ pub(super) struct Live {
     pub key: u64,
     /// Decides when the prober probes. Locked for a moment, by the prober and for each report.
     duty: Mutex<ProbeDuty>,
+    /// How well the balancer sees the engine's cache. Locked for a moment, by answers and the keeper.
+    sight: Mutex<SightTracker>,
     /// Wakes the prober for another decision.
     pub wake: Notify,
     /// Notified after each successful probe: the metrics may be read.
@@ -151,6 +155,10 @@ impl Live {
     pub(super) fn duty(&self) -> MutexGuard<'_, ProbeDuty> {
         self.duty.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn sight(&self) -> MutexGuard<'_, SightTracker> {
+        self.sight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 // === impl Upstream ===
@@ -171,6 +179,7 @@ impl Upstream {
             reports_answers: AtomicBool::new(false),
             key: xxh3_64(config.name.as_bytes()),
             duty: Mutex::new(ProbeDuty::new(super::now(), 0.5)),
+            sight: Mutex::default(),
             wake: Notify::new(),
             well: Notify::new(),
             emptied: Notify::new(),
@@ -265,6 +274,45 @@ impl Upstream {
     /// Returns the load by the server's latest metrics; `None` when they are unknown or too old.
     pub fn gauge_report(&self, now: Instant) -> Option<GaugeReport> {
         self.live.engine_load.gauge_report(now)
+    }
+
+    /// Returns how well the balancer sees the engine's cache.
+    pub fn sight(&self) -> Sight {
+        self.live.sight().sight()
+    }
+
+    /// Compares the predicted cached tokens of a prompt with those that its answer reports, if any. The sight
+    /// is blind when predictions are wrong by more than the share `max_error`.
+    pub fn observe_cached_tokens(
+        &self,
+        predicted: u64,
+        reported: Option<u64>,
+        max_error: f64,
+        observer: &Observer,
+    ) {
+        self.update_sight(observer, |tracker| tracker.answered(predicted, reported, max_error));
+    }
+
+    /// Sets whether the engine caches prompts, as its metrics report.
+    pub(super) fn observe_prefix_caching(&self, caches: bool, observer: &Observer) {
+        self.update_sight(observer, |tracker| tracker.set_prefix_caching(caches));
+    }
+
+    /// Forgets what was known of the engine's reports: its process is another one.
+    pub(super) fn reset_sight(&self, observer: &Observer) {
+        self.update_sight(observer, SightTracker::reset);
+    }
+
+    fn update_sight(
+        &self,
+        observer: &Observer,
+        update: impl FnOnce(&mut SightTracker) -> Option<SightChange>,
+    ) {
+        let change = update(&mut self.live.sight());
+        if let Some(SightChange { from, to }) = change {
+            let why = to.reason.map(|reason| reason.to_string()).unwrap_or_default();
+            observer.sight_changed(self.name(), from.state.label(), to.state.label(), &why);
+        }
     }
 
     /// Returns the latest resolved address; `None` before the first answer of the resolver.

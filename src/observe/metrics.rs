@@ -6,6 +6,7 @@ mod builder;
 mod cache;
 mod exchange;
 mod probes;
+mod sight;
 mod spans;
 mod traces;
 
@@ -17,6 +18,8 @@ use exchange::ExchangeMetrics;
 use probes::ProbeMetrics;
 use spans::SpanMetrics;
 use traces::TraceMetrics;
+
+use crate::fleet::sight::SightState;
 
 /// All metrics of one balancer, in a registry of their own.
 pub(super) struct Metrics {
@@ -189,11 +192,19 @@ pub(super) fn upstream_gauges(rows: &[UpstreamGauges<'_>]) -> String {
         text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n"));
         for row in rows {
             let Some(value) = read(row) else { continue };
-            let escaped = row.upstream.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+            let escaped = escaped(row.upstream);
             text.push_str(&format!("{name}{{upstream=\"{escaped}\"}} {value}\n"));
         }
     }
+    let sights: Vec<(String, SightState)> =
+        rows.iter().map(|row| (escaped(row.upstream), row.sight)).collect();
+    text.push_str(&sight::lines(&sights));
     text
+}
+
+/// The value of a label in the text format.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 /// The current values of one upstream's gauges; unknown values are `None` and omitted.
@@ -208,6 +219,8 @@ pub struct UpstreamGauges<'a> {
     pub foreign: Option<u64>,
     pub kv_usage: Option<f64>,
     pub cache_tokens: Option<u64>,
+    /// How well the balancer sees the upstream's cache.
+    pub sight: SightState,
 }
 
 #[cfg(test)]
@@ -230,6 +243,7 @@ mod tests {
             foreign: None,
             kv_usage: Some(0.25),
             cache_tokens: None,
+            sight: SightState::Learnt,
         };
         let known = UpstreamGauges { upstream: "b", foreign: Some(0), ..row };
         let text = upstream_gauges(&[row, known]);

@@ -17,6 +17,12 @@ impl Observer {
         info!(upstream = upstream, why = why; "upstream has an empty cache");
     }
 
+    /// Records a change of how well the balancer sees an upstream's cache.
+    pub fn sight_changed(&self, upstream: &str, from: &'static str, to: &'static str, why: &str) {
+        let level = if to == "blind" { log::Level::Warn } else { log::Level::Info };
+        log::log!(level, upstream = upstream, from = from, to = to, reason = why; "sight changed");
+    }
+
     pub fn upstream_added(&self, upstream: &str, url: &str) {
         info!(upstream = upstream, url = url; "upstream added");
     }

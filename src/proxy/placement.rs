@@ -123,6 +123,10 @@ impl Placement {
             return;
         }
         let is_known = request.model.name().is_some_and(|model| shared.fleet.snapshot().serves_model(model));
+        if usage.prompt_tokens.is_some() && self.blocks > 0 && scope.settings.peeker.blocks.is_some() {
+            let (reported, max_error) = (usage.cached_tokens, scope.settings.knobs.sight_error);
+            self.upstream().observe_cached_tokens(self.predicted, reported, max_error, &shared.observer);
+        }
         if let (Some(tokens), true) = (usage.prompt_tokens, is_known) {
             shared.state.learn_token_count(&request.prompt, tokens);
         }

@@ -19,6 +19,7 @@ fn a_page_of_a_real_server_is_understood() {
         kv_usage: Some(0.0),
         cache_tokens: Some(32_768),
         started: Some(1.79515492581e9),
+        prefix_caching: Some(true),
     };
     assert_eq!(found, expected);
     assert!(!found.is_empty());
@@ -81,8 +82,23 @@ fn engines_behind_one_address_are_added_and_their_usage_is_the_mean() {
         kv_usage: Some(0.75),
         cache_tokens: Some(2600),
         started: None,
+        prefix_caching: None,
     };
     assert_eq!(parsed(page), expected);
+}
+
+#[test]
+fn prompts_are_cached_when_all_engines_cache_them() {
+    let table = [
+        ("enable_prefix_caching=\"True\"", "", Some(true)),
+        ("enable_prefix_caching=\"True\"", "enable_prefix_caching=\"False\"", Some(false)),
+        ("enable_prefix_caching=\"False\"", "enable_prefix_caching=\"True\"", Some(false)),
+        ("enable_prefix_caching=\"None\"", "block_size=\"16\"", None),
+    ];
+    for (first, second, wanted) in table {
+        let page = format!("vllm:cache_config_info{{{first}}} 1.0\nvllm:cache_config_info{{{second}}} 1.0\n");
+        assert_eq!(parsed(&page).prefix_caching, wanted, "{page}");
+    }
 }
 
 #[test]

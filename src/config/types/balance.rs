@@ -15,6 +15,8 @@ pub struct Balance {
     pub share: f64,
     pub active: f64,
     pub context: f64,
+    /// The share by which predicted cached tokens may be wrong; see `fleet::sight`.
+    pub sight_error: f64,
 }
 
 impl Default for Balance {
@@ -49,6 +51,7 @@ impl Preset {
             share: 2.0,
             active: 0.0,
             context: 0.0,
+            sight_error: 0.5,
         };
         let prefix = Balance { missing: 2.0, stall: 0.1, active: 400.0, context: 0.05, ..zero };
         match self {

@@ -103,6 +103,9 @@ impl UpstreamRecord {
             (None, started) => self.started = started,
             _ => {}
         }
+        if let Some(caches) = metrics.prefix_caching {
+            self.upstream().observe_prefix_caching(caches, &self.observer);
+        }
         if metrics.cache_tokens.is_some() && metrics.cache_tokens != self.entry.cache_tokens {
             self.entry.cache_tokens = metrics.cache_tokens;
             updated = true;
@@ -124,6 +127,7 @@ impl UpstreamRecord {
     fn start_incarnation(&mut self, why: &'static str) {
         self.entry.incarnation += 1;
         self.started = None;
+        self.upstream().reset_sight(&self.observer);
         self.observer.upstream_began_anew(self.upstream().name(), why);
     }
 

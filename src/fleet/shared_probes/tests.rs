@@ -7,6 +7,7 @@ use crate::config::types::{Config, UpstreamConfig};
 use crate::config::url;
 use crate::fleet::Keeper;
 use crate::fleet::keeper::tests::{condition, handle_all, works};
+use crate::fleet::sight::SightState;
 use crate::observe::Observer;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -56,6 +57,7 @@ async fn applies_what_a_sibling_found() {
         kv_usage: Some(0.5),
         cache_tokens: Some(4096),
         started: Some(100.0),
+        prefix_caching: Some(false),
     };
     one.shared.put_engine(&ours, &metrics, Some(ForeignLoad { requests: 2, tokens: 300 }));
     one.mark_busy(&ours, Some(10 * SECOND));
@@ -70,6 +72,7 @@ async fn applies_what_a_sibling_found() {
     let entry = &snapshot.entries[0];
     assert_eq!((entry.cache_tokens, entry.version.as_deref()), (Some(4096), Some("0.32.0")));
     assert!(entry.serves("m"));
+    assert_eq!(theirs.sight().state, SightState::Blind, "the engine caches no prompts");
     // A later start of the process is a restart here too.
     let before = entry.incarnation;
     let restarted = EngineMetrics { started: Some(200.0), ..metrics };

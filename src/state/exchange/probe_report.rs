@@ -86,6 +86,8 @@ pub struct EngineFinding {
     pub started: Option<f64>,
     /// The requests that no balancer has sent, and their prompt tokens that wait.
     pub foreign: Option<(u64, u64)>,
+    /// Whether the engine caches prompts.
+    pub prefix_caching: Option<bool>,
 }
 
 // === impl UpstreamReport ===
@@ -182,7 +184,7 @@ impl ProbeFinding {
 // === impl EngineFinding ===
 
 /// The number of optional values of a finding.
-const ENGINE_VALUES: usize = 7;
+const ENGINE_VALUES: usize = 8;
 
 /// Returns the number that the bits encode, where it is between 0 and `most`. Numbers are encoded exactly:
 /// a start that was rounded up would look like a restart.
@@ -202,6 +204,7 @@ impl EngineFinding {
             self.started.map(f64::to_bits),
             self.foreign.map(|(requests, _)| requests),
             self.foreign.map(|(_, tokens)| tokens),
+            self.prefix_caching.map(u64::from),
         ];
         let marks = values.iter().enumerate().map(|(at, value)| u8::from(value.is_some()) << at);
         out.push(marks.sum());
@@ -217,7 +220,7 @@ impl EngineFinding {
                 *value = Some(reader.number()?);
             }
         }
-        let [running, waiting, kv_usage, cache_tokens, started, requests, tokens] = values;
+        let [running, waiting, kv_usage, cache_tokens, started, requests, tokens, caching] = values;
         let count = |value: Option<u64>| value.filter(|count| *count <= MAX_COUNT);
         Some(EngineFinding {
             age,
@@ -227,6 +230,7 @@ impl EngineFinding {
             cache_tokens: count(cache_tokens),
             started: started.and_then(|bits| plausible(bits, MAX_COUNT as f64)),
             foreign: count(requests).zip(count(tokens)),
+            prefix_caching: caching.map(|caching| caching != 0),
         })
     }
 }
@@ -254,6 +258,7 @@ mod tests {
                 cache_tokens: Some(1 << 20),
                 started: Some(1_800_000_000.123_456_7),
                 foreign: Some((2, 2000)),
+                prefix_caching: Some(false),
             }),
             busy: Some(second),
             tripped: Some(5 * second),

@@ -13,6 +13,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("fleet", Level::Running),
     ("fleet::breaker", Level::Pure),
     ("fleet::probe_duty", Level::Pure),
+    ("fleet::sight", Level::Pure),
     ("state", Level::Running),
     // It holds a lock and nothing else of the world: no clock, no task, no chance. So a replay may use it.
     ("state::prefix_index", Level::Pure),
