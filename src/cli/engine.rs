@@ -15,6 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::engine::batch::Timing;
 use crate::engine::http::{EngineServer, Options};
 
+/// The largest skew of the simulated clock, in seconds: the header has years of four digits.
+const MAX_CLOCK_SKEW: i64 = 1_000_000_000;
+
 /// Run simulated vLLM servers, without a model and without a GPU
 #[derive(Debug, Clone, Args)]
 pub struct EngineArgs {
@@ -72,6 +75,27 @@ pub struct EngineArgs {
     /// Leave cached tokens out of usage
     #[arg(long)]
     pub no_prompt_tokens_details: bool,
+    /// Read every prompt whole
+    #[arg(long)]
+    pub no_enable_prefix_caching: bool,
+    /// The algorithm of block hashes to report
+    #[arg(long, default_value = "sha256")]
+    pub prefix_caching_hash_algo: String,
+    /// Leave the engine's metrics out of /metrics
+    #[arg(long)]
+    pub disable_log_stats: bool,
+    /// The path of the model to report [default: /models/ and the name]
+    #[arg(long)]
+    pub model_root: Option<String>,
+    /// Seconds by which the clock of answers is ahead; may be negative
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    pub clock_skew: i64,
+    /// Answer health checks with this status
+    #[arg(long, value_parser = clap::value_parser!(u16).range(200..=599))]
+    pub health_status: Option<u16>,
+    /// Sleep from the start, as after /sleep
+    #[arg(long)]
+    pub asleep: bool,
     /// Seconds after which an idle connection is closed
     #[arg(long, default_value_t = 5.0)]
     pub keep_alive: f64,
@@ -106,6 +130,11 @@ impl EngineArgs {
             max_num_queued_reqs: self.max_num_queued_reqs,
             seed: number as u64,
             prompt_tokens_details: !self.no_prompt_tokens_details,
+            prefix_caching: !self.no_enable_prefix_caching,
+            hash_algo: self.prefix_caching_hash_algo.clone(),
+            log_stats: !self.disable_log_stats,
+            root: self.model_root.clone(),
+            clock_skew: self.clock_skew.clamp(-MAX_CLOCK_SKEW, MAX_CLOCK_SKEW),
             responses: !self.no_responses,
             messages: !self.no_messages,
             request_id_headers: self.enable_request_id_headers,
@@ -138,6 +167,10 @@ pub async fn run(args: EngineArgs) -> io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let engines = args.start().await?;
     for engine in &engines {
+        engine.set_health(args.health_status);
+        if args.asleep {
+            engine.sleep();
+        }
         println!("{}", engine.url());
     }
     tokio::select! {

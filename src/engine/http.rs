@@ -203,6 +203,11 @@ impl EngineServer {
         self.shared.faults.set_health(status);
     }
 
+    /// Puts the engine to sleep, as `/sleep?level=1` does.
+    pub fn sleep(&self) {
+        self.shared.fall_asleep(1);
+    }
+
     /// Sets what `/metrics` does instead of answering.
     pub fn set_metrics(&self, instead: Option<NoMetrics>) {
         self.shared.faults.set_metrics(instead);

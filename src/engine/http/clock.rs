@@ -1,6 +1,6 @@
 //! Wall-clock time as the API writes it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Seconds since 1970, with their fraction.
 pub(super) fn unix() -> f64 {
@@ -14,5 +14,12 @@ pub(super) fn created() -> u64 {
 
 /// Now, as the `date` header says it.
 pub(super) fn http_date() -> String {
-    httpdate::fmt_http_date(SystemTime::now())
+    skewed_http_date(0)
+}
+
+/// The `date` header of a machine whose clock is ahead by this many seconds.
+pub(super) fn skewed_http_date(seconds: i64) -> String {
+    let (now, skew) = (SystemTime::now(), Duration::from_secs(seconds.unsigned_abs()));
+    let skewed = if seconds < 0 { now.checked_sub(skew) } else { now.checked_add(skew) };
+    httpdate::fmt_http_date(skewed.unwrap_or(now))
 }

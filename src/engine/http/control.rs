@@ -35,9 +35,7 @@ pub(super) fn dev(call: &EngineCall) -> Result<Reply, ApiError> {
             if call.query("mode").unwrap_or("abort") == "abort" {
                 driver.abort_all();
             }
-            driver.pause();
-            driver.clear_cache();
-            sleep.store(level + 1, Ordering::SeqCst);
+            call.shared.fall_asleep(level);
             json!({"status": "sleeping", "level": level})
         }
         "/wake_up" => {

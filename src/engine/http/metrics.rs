@@ -32,10 +32,12 @@ fn page(call: &EngineCall) -> Reply {
     let model = shared.options.models.first().cloned().unwrap_or_default();
     let mut page = MetricsPage { text: String::with_capacity(16 * 1_024), model, created: shared.started() };
     page.process();
-    page.engine(call);
-    page.counters(call);
-    page.histograms(call);
-    page.cache_config(call);
+    if shared.options.log_stats {
+        page.engine(call);
+        page.counters(call);
+        page.histograms(call);
+        page.cache_config(call);
+    }
     page.traffic(call);
     reply::text("text/plain; version=1.0.0; charset=utf-8", page.text)
 }
@@ -239,16 +241,18 @@ impl MetricsPage {
         let blocks = call.shared.driver.gauges().blocks;
         let tokens = blocks * options.block_size;
         let block = options.block_size;
+        let caching = if options.prefix_caching { "True" } else { "False" };
+        let algorithm = &options.hash_algo;
         let concurrency = tokens as f64 / options.max_model_len.max(1) as f64;
         self.head("vllm:cache_config_info", "Information of the LLMEngine CacheConfig", "gauge");
         let _ = writeln!(
             self.text,
             "vllm:cache_config_info{{block_size=\"{block}\",cache_dtype=\"auto\",\
-             effective_attention_block_size=\"{block}\",enable_prefix_caching=\"True\",engine=\"0\",\
+             effective_attention_block_size=\"{block}\",enable_prefix_caching=\"{caching}\",engine=\"0\",\
              gpu_memory_utilization=\"0.92\",hash_block_size=\"None\",\
              kv_cache_max_concurrency=\"{concurrency}\",kv_cache_size_tokens=\"{tokens}\",\
              num_cpu_blocks=\"None\",num_gpu_blocks=\"{blocks}\",\
-             prefix_caching_hash_algo=\"sha256\",prefix_match_unit=\"None\"}} 1.0"
+             prefix_caching_hash_algo=\"{algorithm}\",prefix_match_unit=\"None\"}} 1.0"
         );
     }
 

@@ -10,7 +10,7 @@ use super::run::EngineCall;
 pub(super) fn list(call: &EngineCall) -> Reply {
     let options = &call.shared.options;
     let base = options.models.first().map_or("", String::as_str);
-    let root = format!("/models/{base}");
+    let root = options.root.clone().unwrap_or_else(|| format!("/models/{base}"));
     let bases =
         options.models.iter().map(|id| card(call, id, &root, Value::Null, json!(options.max_model_len)));
     let loras =

@@ -10,6 +10,8 @@ pub struct Options {
     /// Served model names: the first is the name in answers and metrics, the rest are aliases.
     pub models: Vec<String>,
     pub loras: Vec<String>,
+    /// The `root` of the model's card, its path; `None`: `/models/` and the name.
+    pub root: Option<String>,
     pub max_model_len: usize,
     pub api_key: Option<String>,
     pub timing: Timing,
@@ -21,6 +23,14 @@ pub struct Options {
     pub seed: u64,
     /// Whether usage reports cached tokens (`--enable-prompt-tokens-details`).
     pub prompt_tokens_details: bool,
+    /// Whether prompts are cached (`--no-enable-prefix-caching`).
+    pub prefix_caching: bool,
+    /// The algorithm of block hashes in `/metrics` (`--prefix-caching-hash-algo`).
+    pub hash_algo: String,
+    /// Whether `/metrics` has the engine's metrics (`--disable-log-stats`).
+    pub log_stats: bool,
+    /// By how many seconds the clock of the `date` header is ahead.
+    pub clock_skew: i64,
     /// Whether answers carry `x-request-id` (`--enable-request-id-headers`).
     pub request_id_headers: bool,
     /// Whether the routes of `VLLM_SERVER_DEV_MODE=1` exist.
@@ -56,6 +66,7 @@ impl Default for Options {
         Self {
             models: vec!["sim".to_owned()],
             loras: Vec::new(),
+            root: None,
             max_model_len: 32_768,
             api_key: None,
             timing: Timing::default(),
@@ -65,6 +76,10 @@ impl Default for Options {
             max_num_queued_reqs: None,
             seed: 0,
             prompt_tokens_details: true,
+            prefix_caching: true,
+            hash_algo: "sha256".to_owned(),
+            log_stats: true,
+            clock_skew: 0,
             request_id_headers: false,
             dev_mode: false,
             embeddings: true,

@@ -17,8 +17,8 @@ use super::reply::{self, Reply, Tracked};
 use super::run::EngineCall;
 use super::shared::EngineShared;
 use super::{
-    audio, chat, completions, control, generate, messages, metrics, models, pooling, realtime, responses,
-    tokenize,
+    audio, chat, clock, completions, control, generate, messages, metrics, models, pooling, realtime,
+    responses, tokenize,
 };
 
 /// The pause before an upgrade. No real server is faster, and a proxy may still be ending the request.
@@ -166,6 +166,11 @@ pub(super) async fn answer(
         if let Some(id) = wanted.or_else(fresh) {
             reply.headers_mut().insert("x-request-id", id);
         }
+    }
+    if shared.options.clock_skew != 0
+        && let Ok(date) = HeaderValue::from_str(&clock::skewed_http_date(shared.options.clock_skew))
+    {
+        reply.headers_mut().insert(header::DATE, date);
     }
     let pattern = row.map_or("none", |row| row.pattern);
     if row.is_none_or(|row| !row.route.is_poll() || row.route == EngineRoute::Models) {

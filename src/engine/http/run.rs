@@ -136,7 +136,7 @@ impl EngineCall {
                 output_tokens: answer.pieces.len(),
                 chain: token::chain(&tokens, options.block_size, space),
                 finish: answer.finish,
-                use_cache: request.use_cache,
+                use_cache: request.use_cache && self.shared.options.prefix_caching,
             }
         });
         let requests = requests.collect();
@@ -157,7 +157,7 @@ impl EngineCall {
             output_tokens: 0,
             chain: token::chain(prompt, self.shared.options.block_size, space),
             finish: Finish::Stop,
-            use_cache: true,
+            use_cache: self.shared.options.prefix_caching,
         });
         self.begin(requests.collect())
     }

@@ -86,6 +86,13 @@ impl EngineShared {
         format!("{:016x}", xxh3_64_with_seed(&next.to_le_bytes(), clock))
     }
 
+    /// Pauses the engine and drops its cache, at this level of sleep.
+    pub(super) fn fall_asleep(&self, level: usize) {
+        self.driver.pause();
+        self.driver.clear_cache();
+        self.sleep.store(level + 1, Ordering::SeqCst);
+    }
+
     pub(super) fn silence(&self) -> u64 {
         self.silences.load(Ordering::SeqCst)
     }
