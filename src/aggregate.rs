@@ -4,10 +4,12 @@
 //!
 //! Pure: no connections, no cache, no guesses about upstreams that did not answer.
 
+mod engine_info;
 mod engine_metrics;
 mod metrics;
 mod models;
 
+pub use self::engine_info::{EngineInfo, parse_engine_info};
 pub use self::engine_metrics::{EngineMetrics, parse_engine_metrics};
 pub use self::metrics::merge_metrics;
 pub use self::models::{ModelCard, models_list, parse_models};

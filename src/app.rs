@@ -4,6 +4,7 @@
 //! continue for at most `shutdown.grace`, then the rest is cut; the keeper ends last, since requests read
 //! its snapshots.
 
+pub mod doctor;
 mod follow;
 mod members;
 pub mod notify;

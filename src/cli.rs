@@ -3,6 +3,7 @@
 //! `parse` parses the arguments, `load` builds a configuration from flags, environment and file, `main` only
 //! orders the steps. This module starts nothing, and has no defaults except in help texts.
 
+pub mod doctor;
 pub mod engine;
 pub mod load;
 pub mod simulate;
@@ -24,6 +25,7 @@ Examples:
   vllm-lb --demo                                  try it without a GPU
   vllm-lb -c lb.yaml -l 127.0.0.1:8080 -v         a file, another address, one step louder
   vllm-lb -c lb.yaml -t                           check the file and say every problem
+  vllm-lb doctor -c lb.yaml                       check the servers and the Redis too
   vllm-lb unix:/run/vllm.sock -L json             a vLLM behind a unix socket, log as JSON
 
 Flags go before the environment, the environment before the file. Exit codes: 0 after a clean end,
@@ -81,6 +83,10 @@ pub struct Args {
     #[arg(short, long, verbatim_doc_comment)]
     pub test: bool,
 
+    /// With --test, also ask upstreams and Redis, and report what is wrong: see vllm-lb doctor
+    #[arg(long, requires = "test", verbatim_doc_comment)]
+    pub online: bool,
+
     /// Take the listening sockets over from the process that runs with these arguments; it lets its requests
     /// end, and is gone
     #[arg(short, long, verbatim_doc_comment)]
@@ -110,6 +116,8 @@ pub enum Command {
     Simulate(simulate::SimulateArgs),
     /// Read recorded calls
     Traces(traces::TracesArgs),
+    /// Report what is wrong with upstreams and Redis, with the remedy
+    Doctor(doctor::DoctorArgs),
 }
 
 /// The text to print and the exit code with which to end.

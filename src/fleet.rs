@@ -11,6 +11,7 @@ pub mod client;
 pub mod discover;
 mod engine_load;
 mod identity;
+pub mod inspect;
 mod keeper;
 mod keeper_message;
 pub mod lease;

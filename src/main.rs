@@ -1,15 +1,17 @@
 //! Orders the steps, and maps failures to exit codes: 0 after a clean end, 64 for an invalid configuration,
-//! 1 for any other failure.
+//! 1 for any other failure and for errors that the doctor found.
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use vllm_lb::app::traces_export::ExportError;
+use vllm_lb::cli::doctor::DoctorArgs;
 use vllm_lb::cli::load::{self, LoadMode, Loaded};
 use vllm_lb::cli::simulate::SimulateArgs;
 use vllm_lb::cli::traces::{ADMIN_TOKEN, ExportArgs};
 use vllm_lb::cli::{self, Args};
+use vllm_lb::config::types::Config;
 use vllm_lb::{app, logging};
 
 #[cfg(feature = "jemalloc")]
@@ -39,6 +41,10 @@ fn main() -> ExitCode {
 
 fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
     let Loaded { config, mode, demo, upgrade, warnings } = loaded;
+    if let LoadMode::Doctor(args) = mode {
+        warnings.iter().for_each(|warning| eprintln!("{warning}"));
+        return doctor(&config, &args);
+    }
     if let LoadMode::Test = mode {
         warnings.iter().for_each(|warning| eprintln!("{warning}"));
         println!("configuration ok");
@@ -64,9 +70,7 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
                     LoadMode::Engine(args) => {
                         cli::engine::run(*args).await.map_err(|error| error.to_string())
                     }
-                    LoadMode::Serve | LoadMode::Test | LoadMode::Simulate(_) | LoadMode::Export(_) => {
-                        app::run::run(config, demo, upgrade, Arc::new(move || load::again(&args))).await
-                    }
+                    _ => app::run::run(config, demo, upgrade, Arc::new(move || load::again(&args))).await,
                 }
             });
             // A pending name lookup must not delay the end of the process.
@@ -110,6 +114,26 @@ fn export(args: &ExportArgs) -> ExitCode {
         Err(ExportError::OutputClosed) => ExitCode::SUCCESS,
         Err(ExportError::Failed(problem)) => {
             eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints what is wrong with the set-up, without a log. A pending name lookup must not delay the end.
+fn doctor(config: &Config, args: &DoctorArgs) -> ExitCode {
+    let mut out = std::io::stdout();
+    let colours = out.is_terminal() && cli::environment("NO_COLOR").is_none_or(|set| set.is_empty());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let has_errors = runtime.and_then(|runtime| {
+        let has_errors = runtime.block_on(app::doctor::run(config, args, colours, &mut out));
+        runtime.shutdown_background();
+        has_errors
+    });
+    match has_errors {
+        Ok(false) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("cannot print: {error}");
             ExitCode::FAILURE
         }
     }

@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use super::doctor::DoctorArgs;
 use super::engine::EngineArgs;
 use super::simulate::SimulateArgs;
 use super::traces::{ExportArgs, TracesCommand};
@@ -43,6 +44,8 @@ pub enum LoadMode {
     Engine(Box<EngineArgs>),
     Simulate(Box<SimulateArgs>),
     Export(Box<ExportArgs>),
+    /// Ask upstreams and Redis, and report what is wrong.
+    Doctor(Box<DoctorArgs>),
 }
 
 /// All problems, one line each; the exit code is `EXIT_USAGE`.
@@ -58,8 +61,9 @@ impl fmt::Display for FoundProblems {
 impl std::error::Error for FoundProblems {}
 
 /// Builds the configuration. Another call with the same arguments reads the file again.
-pub fn load(args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Loaded, FoundProblems> {
+pub fn load(mut args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Loaded, FoundProblems> {
     let mut warnings = Vec::new();
+    let doctor = doctor(&mut args);
     let Args { command, demo, test, upgrade, .. } = &args;
     let (demo, upgrade, simulated) = (*demo, *upgrade, command.is_some());
     let mut draft = match (simulated, config_path(&args, env)) {
@@ -86,9 +90,27 @@ pub fn load(args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Loaded
         Some(Command::Traces(traces)) => match traces.command {
             TracesCommand::Export(export) => LoadMode::Export(Box::new(export)),
         },
-        None => mode,
+        Some(Command::Doctor(_)) | None => doctor.map_or(mode, |doctor| LoadMode::Doctor(Box::new(doctor))),
     };
     Ok(Loaded { config, mode, demo, upgrade, warnings })
+}
+
+/// Takes the doctor's arguments out of the command line: it reads the configuration that a balancer would.
+fn doctor(args: &mut Args) -> Option<DoctorArgs> {
+    if args.online {
+        return Some(DoctorArgs::default());
+    }
+    match args.command.take() {
+        Some(Command::Doctor(mut doctor)) => {
+            args.upstreams = std::mem::take(&mut doctor.upstreams);
+            (args.config, args.redis) = (doctor.config.take(), doctor.redis.take());
+            Some(doctor)
+        }
+        other => {
+            args.command = other;
+            None
+        }
+    }
 }
 
 /// Builds the configuration again, as at the start. Returns it with its warnings, or its problems.

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::change::{FleetChange, FleetChangeError};
+use super::client::UpstreamClient;
 use super::snapshot::DISCOVERY_GRACE;
 use super::upstream::Upstream;
 use super::{Fleet, now};
@@ -141,11 +142,16 @@ impl PolledSource {
         self.source == other.source && self.server.authorities == other.server.authorities
     }
 
-    async fn poll(&self, fleet: &Fleet) -> Result<DiscoveredServers, String> {
+    /// Requests the list of engines once.
+    pub(super) async fn poll(
+        &self,
+        client: &UpstreamClient,
+        limit: Duration,
+    ) -> Result<DiscoveredServers, String> {
         let path = match self.source.ask {
             DiscoveryMethod::Gym(_) => gym::PATH,
         };
-        let answer = fleet.client().small(&self.server, path, POLL_TIMEOUT).await;
+        let answer = client.small(&self.server, path, limit).await;
         let answer = answer.map_err(|error| format!("GET {path}: {error}"))?;
         if answer.status() != StatusCode::OK {
             return Err(format!("GET {path}: status {}", answer.status().as_u16()));
@@ -154,7 +160,7 @@ impl PolledSource {
     }
 
     /// Returns an upstream for each listed engine.
-    fn upstreams(&self, found: &DiscoveredServers) -> impl Iterator<Item = UpstreamConfig> {
+    pub(super) fn upstreams(&self, found: &DiscoveredServers) -> impl Iterator<Item = UpstreamConfig> {
         let DiscoverySource { weight, max_active, ref tls, .. } = self.source;
         found.urls.iter().map(move |url| UpstreamConfig {
             // Several engines may share an address, below paths of their own.
@@ -178,7 +184,7 @@ async fn poll_forever(
 ) {
     let (mut answered, mut works) = (false, None);
     loop {
-        match source.poll(&fleet).await {
+        match source.poll(fleet.client(), POLL_TIMEOUT).await {
             Ok(found) => {
                 if works.replace(true) != Some(true) {
                     fleet.observer.source_answers(&source.label, found.urls.len(), found.model.as_deref());

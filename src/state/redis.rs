@@ -25,6 +25,7 @@ mod chain_subscriber;
 mod clock;
 mod connect;
 mod failure;
+pub mod inspect;
 mod members;
 mod publisher;
 mod reply;

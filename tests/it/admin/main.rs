@@ -2,5 +2,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod doctor;
 mod engine_metrics;
 mod fleet;

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod discovery;
+mod doctor;
 mod exchange;
 mod members;
 mod probers;

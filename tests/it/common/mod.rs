@@ -10,6 +10,7 @@ pub mod body;
 pub mod certs;
 pub mod clients;
 pub mod dice;
+pub mod doctor;
 pub mod h2;
 pub mod logs;
 pub mod model_server;

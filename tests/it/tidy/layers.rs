@@ -37,6 +37,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("reply", Level::Pure),
     ("sse", Level::Pure),
     ("aggregate", Level::Pure),
+    ("doctor", Level::Pure),
     ("fleet::breaker", Level::Pure),
     ("config", Level::Pure),
     ("engine", Level::Pure),
@@ -104,6 +105,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("config::values", "config::secret"),
     ("config::types", "names"),
     ("reject", "names"),
+    // A diagnosis reads what upstreams report.
+    ("doctor", "aggregate"),
     // What the index found is put on the formula's candidates.
     ("state::prefix_index", "pick"),
     // Which blocks of a chain are stored is a property of the chain.
