@@ -33,7 +33,7 @@ async fn silent() -> (String, oneshot::Receiver<usize>) {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut bytes = vec![0; 1 << 16];
         let first = stream.read(&mut bytes).await.unwrap();
-        drop(began.send(first));
+        let _ = began.send(first);
         while stream.read(&mut bytes).await.unwrap_or(0) > 0 {}
     });
     (url, beginning)
