@@ -148,9 +148,8 @@ async fn prepare(
     let certificates =
         listeners.iter().filter_map(|(_, _, listener)| listener.certificate().cloned()).collect();
     let config = Arc::new(ArcSwap::from_pointee(config));
-    let limiter_too = limiter.clone();
     let parts = (fleet.clone(), RuntimeChanges { members: members.clone(), exchange: exchange.clone() });
-    let reloader = Reloader::new(load, config.clone(), parts, shared.clone(), limiter_too, certificates);
+    let reloader = Reloader::new(load, config.clone(), parts, shared.clone(), limiter.clone(), certificates);
     let parts = AdminParts {
         fleet: fleet.clone(),
         state: state.clone(),

@@ -6,7 +6,7 @@
 //! collector     one connection to the collector
 //! ```
 //!
-//! A request never waits for the collector, and the messages are made outside of the request. Each request has
+//! A request never waits for the collector; messages are made outside of the request. Each request has
 //! a span of the kind server, with child spans for its phases (`spans`).
 //!
 //! Never: decide whether a request is sampled (`trace_context`), name a metric (`observe`).
@@ -65,7 +65,7 @@ impl SpanExporter {
         self.state.settings.store(Arc::new(config.clone()));
     }
 
-    /// Takes the spans of a request that has ended, if they are sampled. Calls of the admin API have none, nor
+    /// Takes the spans of an ended request, if they are sampled. Calls of the admin API have none, nor
     /// has an answer of the balancer's own in a trace that begins with it, such as a health check.
     pub fn finish(&self, trace: &RequestTrace, done: &Done<'_>) {
         // A refusal has its reason as the outcome.
