@@ -9,6 +9,9 @@ mod decisions;
 mod fleet_editor;
 mod gateway;
 mod guard;
+mod live;
+mod overview;
+mod page;
 mod parts;
 mod sessions;
 mod siblings;
@@ -17,14 +20,20 @@ mod upstreams;
 mod usage;
 mod workers;
 
+use std::convert::Infallible;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::Frame;
 use serde_json::json;
 
 use crate::config::render;
@@ -32,11 +41,22 @@ use crate::config::types::Config;
 use crate::observe::UpstreamGauges;
 use answer::{AdminReject, answer, not_allowed, respond, typed_answer};
 use guard::Protection;
+use live::LiveFeed;
+use overview::OverviewSource;
 pub use parts::AdminParts;
+
+const OVERVIEW_PATH: &str = "/admin/overview";
+const LIVE_PATH: &str = "/admin/live";
 
 /// The paths that the admin listener has beyond the public ones.
 pub fn serves(path: &str) -> bool {
-    matches!(path, "/metrics" | "/live" | "/ready" | "/health") || is_protected(path)
+    matches!(path, "/" | "/metrics" | "/live" | "/ready" | "/health") || is_protected(path)
+}
+
+/// Whether a call only watches the balancer, so that it should not appear among the requests in flight that
+/// it shows.
+pub fn only_watches(path: &str) -> bool {
+    matches!(path, OVERVIEW_PATH | LIVE_PATH)
 }
 
 /// Whether a call shows or changes data that clients of the public listeners must not see.
@@ -62,7 +82,10 @@ pub trait Reload: Send + Sync {
 
 /// Answers the calls of the admin listener.
 pub struct AdminApi {
-    parts: AdminParts,
+    parts: Arc<AdminParts>,
+    overviews: Arc<OverviewSource>,
+    /// The stream of overviews.
+    feed: Arc<LiveFeed>,
     /// The running configuration.
     config: Arc<ArcSwap<Config>>,
     reload: Arc<dyn Reload>,
@@ -77,25 +100,57 @@ impl AdminApi {
         reload: Arc<dyn Reload>,
         leaving: Arc<AtomicBool>,
     ) -> Self {
-        AdminApi { parts, config, reload, leaving }
+        let parts = Arc::new(parts);
+        let id = RandomState::new().hash_one(0u64);
+        let overviews = OverviewSource::new(parts.clone(), config.clone(), leaving.clone(), id);
+        let overviews = Arc::new(overviews);
+        let feed = LiveFeed::new({
+            let overviews = overviews.clone();
+            move || overviews.frame()
+        });
+        AdminApi { parts, overviews, feed, config, reload, leaving }
     }
 
     /// Answers a call. A call with `expect: 100-continue` arrives without its body: the answer is 100 when
-    /// the body is needed, else the final answer.
-    pub async fn call(&self, request: Request<Bytes>) -> Response<Bytes> {
-        let path = request.uri().path();
-        if is_protected(path) {
-            if let Err(reject) = self.check_caller(&request) {
-                return respond(Err(reject));
-            }
-            if request.headers().contains_key(header::EXPECT) {
-                let mut leave = Response::new(Bytes::new());
-                *leave.status_mut() = StatusCode::CONTINUE;
-                return leave;
-            }
+    /// the body is needed, else the final answer. A body without an exact size is a stream.
+    pub async fn call(&self, request: Request<Bytes>) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+        let refused = self.refuse(&request);
+        let is_live = request.uri().path() == LIVE_PATH && request.method() == Method::GET;
+        let answer = match refused {
+            Some(refused) => refused,
+            None if is_live => match live::open(&self.feed, &request) {
+                Ok(answer) => {
+                    let frames =
+                        |events| StreamBody::new(StreamExt::map(events, |event| Ok(Frame::data(event))));
+                    return answer.map(|events| frames(events).boxed_unsync());
+                }
+                Err(reject) => respond(Err(reject)),
+            },
+            None => self.answer(request).await,
+        };
+        answer.map(|body| Full::new(body).boxed_unsync())
+    }
+
+    /// Rejects a protected call without its token or from a web page, and permits an accepted one to send its
+    /// body.
+    fn refuse(&self, request: &Request<Bytes>) -> Option<Response<Bytes>> {
+        if !is_protected(request.uri().path()) {
+            return None;
         }
-        let method = request.method();
+        if let Err(reject) = self.check_caller(request) {
+            return Some(respond(Err(reject)));
+        }
+        request.headers().contains_key(header::EXPECT).then(|| {
+            let mut permission = Response::new(Bytes::new());
+            *permission.status_mut() = StatusCode::CONTINUE;
+            permission
+        })
+    }
+
+    async fn answer(&self, request: Request<Bytes>) -> Response<Bytes> {
+        let (path, method) = (request.uri().path(), request.method());
         match path {
+            "/" => page::page(&request),
             "/live" | "/health" if method == Method::GET => answer(StatusCode::OK, &json!({"status": "ok"})),
             "/ready" if method == Method::GET => self.ready(),
             "/metrics" if method == Method::GET => self.metrics(),
@@ -107,9 +162,14 @@ impl AdminApi {
             }
             "/admin/usage" if method == Method::GET => usage::all(self.parts.observer.usage(), &request),
             "/admin/siblings" if method == Method::GET => siblings::all(self.parts.exchange.as_deref()),
+            OVERVIEW_PATH if method == Method::GET => {
+                let overview = self.overviews.frame().document(0);
+                typed_answer(StatusCode::OK, "application/json", overview.into())
+            }
             "/admin/reload" if method == Method::POST => self.reload().await,
             "/live" | "/health" | "/ready" | "/metrics" => not_allowed("GET"),
             "/admin/config" | "/admin/decisions" | "/admin/siblings" | "/admin/usage" => not_allowed("GET"),
+            OVERVIEW_PATH | LIVE_PATH => not_allowed("GET"),
             "/admin/reload" => not_allowed("POST"),
             _ => match path.strip_prefix("/admin/upstreams") {
                 Some("") => upstreams::all(&self.parts.editor(), &request).await,

@@ -37,7 +37,7 @@ use crate::observe::{Observer, process};
 use crate::otlp::SpanExporter;
 use crate::proxy::server::connection_limit::ConnectionLimiter;
 use crate::proxy::server::shutdown::{Shutdown, ShutdownPhase};
-use crate::proxy::{self, Balancer, ProxyShared, server};
+use crate::proxy::{self, AdminBody, Balancer, ProxyShared, server};
 use crate::state::State;
 use crate::traces::Traces;
 
@@ -61,7 +61,11 @@ impl proxy::AdminService for AdminListener {
         admin::serves(path)
     }
 
-    fn call(&self, request: Request<Bytes>) -> BoxFuture<'_, Response<Bytes>> {
+    fn only_watches(&self, path: &str) -> bool {
+        admin::only_watches(path)
+    }
+
+    fn call(&self, request: Request<Bytes>) -> BoxFuture<'_, Response<AdminBody>> {
         Box::pin(self.0.call(request))
     }
 }
@@ -157,6 +161,7 @@ async fn prepare(
         observer: observer.clone(),
         exchange,
         members: members.clone(),
+        host: siblings::host(),
     };
     let applier = RecordApplier::new(&fleet, &config, &members, &observer);
     let follower = MemberFollower::new(applier.clone());

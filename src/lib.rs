@@ -21,7 +21,7 @@
 //! L2b  fleet  state  traces  otlp                       things with tasks, sockets, locks
 //! L2a  observe  logging                                 one door for logs and metrics
 //! L1   prompt route retry pick reply sse aggregate config breaker prefix_index exchange sessions doctor
-//! L1   json engine cache batch dice simulate record assemble probe_duty sight trace_context
+//! L1   json engine cache batch dice simulate record assemble probe_duty sight trace_context dashboard
 //! L1                                                    pure: time and chance come in
 //! L0   config::{types,setting,redis,postgres,url,values,spelling,problem,secret}  vocabulary
 //! L0   reject  names  rate                              vocabulary
@@ -43,6 +43,7 @@ pub mod aggregate;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod dashboard;
 pub mod doctor;
 pub mod engine;
 pub mod fleet;

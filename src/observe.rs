@@ -16,10 +16,12 @@ mod listeners;
 mod metrics;
 pub mod process;
 pub mod queue;
+mod recent;
 pub mod request;
 mod siblings;
 mod spans;
 mod traces;
+pub mod traffic;
 mod upstreams;
 pub mod usage;
 
@@ -33,6 +35,7 @@ pub use metrics::UpstreamGauges;
 
 use decisions::Decisions;
 use metrics::Metrics;
+use traffic::{BalancerTraffic, TrafficCounters, UpstreamTraffic};
 use usage::UsageTotals;
 
 /// The log and the metrics of one balancer. Clones are the same observer.
@@ -45,6 +48,7 @@ struct Observed {
     metrics: Metrics,
     decisions: Decisions,
     usage: UsageTotals,
+    traffic: TrafficCounters,
     /// Whether the trace store fails: only the first failure in a row is logged as a warning.
     is_trace_store_failing: AtomicBool,
     /// Whether exports of spans fail, or spans are dropped: only the changes are logged.
@@ -71,8 +75,29 @@ impl Observer {
         text
     }
 
+    /// The numbers of an upstream, for display.
+    pub fn upstream_traffic(&self, name: &str) -> UpstreamTraffic {
+        self.traffic().upstream(name)
+    }
+
+    /// The numbers of the balancer, for display.
+    pub fn balancer_traffic(&self) -> BalancerTraffic {
+        let (metrics, level) = (self.metrics(), |gauge: i64| u64::try_from(gauge).unwrap_or(0));
+        BalancerTraffic {
+            in_flight: level(metrics.in_flight.get()),
+            queued: level(metrics.queued.get()),
+            connections: level(metrics.connections.get()),
+            peeked_bytes: level(metrics.peeked_bytes.get()),
+            ..self.traffic().balancer()
+        }
+    }
+
     fn metrics(&self) -> &Metrics {
         &self.0.metrics
+    }
+
+    fn traffic(&self) -> &TrafficCounters {
+        &self.0.traffic
     }
 
     /// Records a reload that was applied.

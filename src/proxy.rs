@@ -12,6 +12,7 @@
 //! text (`reject`).
 
 mod admin_service;
+mod admin_stream;
 mod attempt;
 mod attempts;
 mod body;
@@ -66,7 +67,7 @@ use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use tokio::time::timeout;
 
-pub use admin_service::AdminService;
+pub use admin_service::{AdminBody, AdminService};
 use client::{Client, MAX_CLIENT_STALL};
 use context::RequestContext;
 use linger::linger;
@@ -114,7 +115,9 @@ impl Balancer {
         let shared = &self.shared;
         let id = headers::request_id(session.req_header()).map(str::to_string);
         let id = id.unwrap_or_else(|| shared.random.id());
-        let context = RequestContext::new(shared, id, &session.req_header().headers);
+        let path = session.req_header().uri.path();
+        let only_watches = self.admin.as_deref().is_some_and(|admin| admin.only_watches(path));
+        let context = RequestContext::new(shared, id, &session.req_header().headers, only_watches);
         let mut client = Client::new(&mut session);
         let finished = carry::carry(shared, self.admin.as_deref(), &mut client, &context).await;
         record::write(shared, client.session(), &context, &finished);

@@ -24,14 +24,16 @@ pub(super) fn all(decisions: &Decisions, request: &Request<Bytes>) -> Response<B
         parameter(request, "limit").map_or(Ok(DEFAULT_DECISION_COUNT), integer_in(1..=KEPT_DECISIONS));
     match limit {
         Ok(limit) => {
-            let rows: Vec<Value> = decisions.latest(limit).iter().map(row).collect();
+            let whole = |record: &DecisionRecord| row(record, record.candidates().collect());
+            let rows: Vec<Value> = decisions.latest(limit).iter().map(whole).collect();
             answer(StatusCode::OK, &rows.into())
         }
         Err(what) => answer(StatusCode::BAD_REQUEST, &json!({"error": format!("limit: {what}")})),
     }
 }
 
-fn row(record: &DecisionRecord) -> Value {
+/// A recorded choice with these of its candidates.
+pub(super) fn row(record: &DecisionRecord, candidates: Vec<CandidateRecord<'_>>) -> Value {
     json!({
         "time": record.at.as_millis() as f64 / 1e3,
         "id": record.id,
@@ -43,7 +45,7 @@ fn row(record: &DecisionRecord) -> Value {
         "reason": record.reason,
         "upstream": record.chosen().map(|chosen| chosen.upstream),
         "of": record.of,
-        "candidates": record.candidates().map(candidate).collect::<Vec<_>>(),
+        "candidates": candidates.into_iter().map(candidate).collect::<Vec<_>>(),
     })
 }
 

@@ -20,6 +20,8 @@ pub struct AdminParts {
     pub exchange: Option<Arc<SiblingExchange>>,
     /// The records of run-time changes.
     pub members: Arc<Members>,
+    /// The host name of this machine.
+    pub host: String,
 }
 
 impl AdminParts {

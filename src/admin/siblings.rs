@@ -20,7 +20,8 @@ pub(super) fn all(exchange: Option<&SiblingExchange>) -> Response<Bytes> {
     answer(StatusCode::OK, &body)
 }
 
-fn row(row: &SiblingRow, exchange: Option<&SiblingExchange>) -> Value {
+/// A sibling as the list shows it.
+pub(super) fn row(row: &SiblingRow, exchange: Option<&SiblingExchange>) -> Value {
     json!({
         "balancer": id(row.balancer),
         "name": row.name,
@@ -34,6 +35,7 @@ fn row(row: &SiblingRow, exchange: Option<&SiblingExchange>) -> Value {
     })
 }
 
-fn id(balancer: u64) -> String {
+/// A balancer's id as it is written.
+pub(super) fn id(balancer: u64) -> String {
     format!("{balancer:016x}")
 }

@@ -110,7 +110,7 @@ pub(super) fn fingerprint(config: &Config) -> u64 {
 }
 
 /// Returns the host name of this machine.
-fn host() -> String {
+pub(super) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

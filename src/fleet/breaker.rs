@@ -157,6 +157,8 @@ pub struct UpstreamStatus {
     pub lost: bool,
     /// Never reached although it was probed; when it will answer is unknown.
     pub missing: bool,
+    /// An operator drains it.
+    pub drained: bool,
     admits: Admits,
     /// The end of a trip; the upstream admits nothing before it.
     opens: Option<Instant>,
@@ -281,6 +283,7 @@ impl BreakerMachine {
                 gone,
                 lost,
                 missing,
+                drained: true,
                 admits,
                 opens: None,
                 warm_since: None,
@@ -297,7 +300,7 @@ impl BreakerMachine {
             | UpstreamState::Tripped => Admits::None,
         };
         let opens = (state == UpstreamState::Tripped).then(|| since + self.open);
-        UpstreamStatus { state, since, gone, lost, missing, admits, opens, warm_since }
+        UpstreamStatus { state, since, gone, lost, missing, drained: false, admits, opens, warm_since }
     }
 
     /// Returns the time at which the status admits more without another event.

@@ -46,7 +46,7 @@ pub struct Decision<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct DecisionRecord {
     /// Choices are counted from 1; 0 is an empty slot.
-    number: u64,
+    pub number: u64,
     /// The time since 1970.
     pub at: Duration,
     pub id: String,

@@ -3,6 +3,7 @@
 //! Never: report an unknown number as a value.
 
 use std::fmt::{self, Display};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use log::kv::Value;
@@ -10,6 +11,7 @@ use log::{Record, debug, info, warn};
 
 use super::decisions::Decision;
 use super::metrics::status_label;
+use super::traffic::EndedRequest;
 use super::usage::UsageLabels;
 use super::{GaugeGuard, Observer};
 use crate::names::{MAX_SHOWN_BYTES, cut};
@@ -92,6 +94,7 @@ impl Observer {
 
     /// Counts a request that the balancer rejected.
     pub fn rejected(&self, reason: &'static str) {
+        self.traffic().rejects.fetch_add(1, Relaxed);
         self.metrics().rejects.with_label_values(&[reason]).inc();
     }
 
@@ -115,17 +118,20 @@ impl Observer {
 
     /// Records a failed attempt; the record of the request's end shows whether another attempt followed.
     pub fn attempt_failed(&self, id: &str, upstream: &str, cause: &'static str, attempt: u32) {
+        self.traffic().attempt_failed(upstream);
         self.metrics().attempt_failures.with_label_values(&[upstream, cause]).inc();
         info!(id = id, upstream = upstream, cause = cause, attempt = attempt; "attempt failed");
     }
 
     /// Counts an attempt that follows a failed one.
     pub fn retried(&self, cause: &'static str) {
+        self.traffic().retries.fetch_add(1, Relaxed);
         self.metrics().retries.with_label_values(&[cause]).inc();
     }
 
     /// Records a stream that failed after its beginning; its client receives an error event.
     pub fn stream_broken(&self, id: &str, upstream: &str, error: &str) {
+        self.traffic().broken_streams.fetch_add(1, Relaxed);
         self.metrics().broken_streams.with_label_values(&[upstream]).inc();
         warn!(id = id, upstream = upstream, error = error; "stream ended with an error");
     }
@@ -155,6 +161,8 @@ impl Observer {
     }
 
     fn count_request(&self, done: &Done<'_>) {
+        let &Done { upstream, status, outcome, first_byte, usage, .. } = done;
+        self.traffic().request_done(EndedRequest { upstream, status, outcome, first_byte, usage });
         let (metrics, model, upstream) = (self.metrics(), done.model_label(), done.upstream.unwrap_or(""));
         let status = status_label(done.status);
         metrics.requests.with_label_values(&[model, upstream, status, done.outcome]).inc();

@@ -36,6 +36,9 @@ impl Observer {
     }
 
     fn count_traces(&self, result: &'static str, count: usize) {
+        let traffic = self.traffic();
+        let counter = if result == "stored" { &traffic.traces_stored } else { &traffic.traces_lost };
+        counter.fetch_add(counted(count), Ordering::Relaxed);
         self.metrics().traces.calls.with_label_values(&[result]).inc_by(counted(count));
     }
 

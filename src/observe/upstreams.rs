@@ -7,6 +7,7 @@ use super::{Observer, gauge};
 impl Observer {
     /// Records a change of an upstream's state.
     pub fn upstream_changed(&self, upstream: &str, from: &'static str, to: &'static str) {
+        self.traffic().enter(upstream);
         self.metrics().upstream_changes.with_label_values(&[upstream, to]).inc();
         let level = if matches!(to, "down" | "tripped") { log::Level::Warn } else { log::Level::Info };
         log::log!(level, upstream = upstream, from = from, to = to; "upstream changed");
@@ -37,7 +38,9 @@ impl Observer {
         info!(upstream = upstream, active = active; "upstream to be removed");
     }
 
+    /// Records that an upstream has left the fleet.
     pub fn upstream_removed(&self, upstream: &str) {
+        self.traffic().leave(upstream);
         info!(upstream = upstream; "upstream removed");
     }
 
@@ -81,6 +84,7 @@ impl Observer {
 
     /// Counts the cached tokens of a prompt: the prediction and the engine's report.
     pub fn cache_compared(&self, upstream: &str, predicted: u64, reported: u64) {
+        self.traffic().cache_compared(upstream, predicted, reported);
         self.metrics().cache.predicted.with_label_values(&[upstream]).inc_by(predicted);
         self.metrics().cache.reported.with_label_values(&[upstream]).inc_by(reported);
     }

@@ -27,7 +27,7 @@ use super::request_report::{RequestReport, report_attempt, report_fault};
 use super::shared::ProxyShared;
 use super::watch::RequestWatch;
 use super::watched::watched;
-use super::{cumulative, respond, stored, translation, tunnel};
+use super::{admin_stream, cumulative, respond, stored, translation, tunnel};
 use crate::fleet::{FilterResult, Outcome, UpstreamQuery};
 use crate::observe::request::RequestTimes;
 use crate::reject::Reject;
@@ -106,6 +106,13 @@ async fn serve(
             report.outcome = Some(Outcome::Answered(report.status));
             let close = client.may_omit_body() || scope.shared.shutdown.is_closing();
             let sent = respond::send(client, scope.id, request, answer, close).await;
+            (sent.map_err(RequestEnd::Disconnected), RequestTimes::default())
+        }
+        Ok(Intake::Stream(answer)) => {
+            report.status = answer.status().as_u16();
+            report.outcome = Some(Outcome::Answered(report.status));
+            // Boxed: other requests should not hold its room.
+            let sent = Box::pin(admin_stream::send(scope, client, answer)).await;
             (sent.map_err(RequestEnd::Disconnected), RequestTimes::default())
         }
         Ok(Intake::Forward(mut watch)) => {

@@ -18,7 +18,7 @@ pub(super) struct RequestContext {
     /// The settings at the start of the request; a reload does not change them.
     pub settings: Arc<ProxySettings>,
     /// Counts the request as in flight until the context is dropped.
-    _in_flight: (GaugeGuard, InFlightRequest),
+    _in_flight: (Option<GaugeGuard>, InFlightRequest),
     pub id: String,
     /// The trace that the request is part of; `None` while spans are off, and where the client's trace passes
     /// unchanged. Boxed, so that idle streams without one need no memory for it.
@@ -28,13 +28,15 @@ pub(super) struct RequestContext {
 // === impl RequestContext ===
 
 impl RequestContext {
-    pub(super) fn new(shared: &ProxyShared, id: String, headers: &HeaderMap) -> Self {
+    /// `only_watches`: a call that shows the requests in flight, and is not one of them.
+    pub(super) fn new(shared: &ProxyShared, id: String, headers: &HeaderMap, only_watches: bool) -> Self {
         let settings = shared.settings.load_full();
+        let in_flight = (!only_watches).then(|| shared.observer.request_in_flight());
         RequestContext {
             started: Instant::now(),
             trace: settings.span_share.and_then(|share| trace(shared, headers, share)).map(Box::new),
             settings,
-            _in_flight: (shared.observer.request_in_flight(), InFlightRequest::new(shared.shutdown.clone())),
+            _in_flight: (in_flight, InFlightRequest::new(shared.shutdown.clone())),
             id,
         }
     }

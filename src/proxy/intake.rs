@@ -13,8 +13,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use http_body_util::BodyExt;
+use hyper::body::Body;
 use tokio::time::{Instant, timeout_at};
 
+use super::admin_service::AdminBody;
 use super::capture::RequestCapture;
 use super::client::Client;
 use super::memory::MemoryReservation;
@@ -53,6 +56,8 @@ pub(super) enum Intake {
     Forward(RequestWatch),
     /// The balancer answers it.
     Answer(Response<Bytes>),
+    /// The admin API answers it with a stream.
+    Stream(Response<AdminBody>),
 }
 
 /// Reads a request's head and peeks its body into `request`.
@@ -65,7 +70,7 @@ pub(super) async fn take_in(
         return Err(reject.into());
     }
     match call_admin(scope, client, request).await? {
-        Some(answer) => Ok(Intake::Answer(answer)),
+        Some(answer) => Ok(of_admin(answer).await),
         None => route(scope, client, request).await,
     }
 }
@@ -78,7 +83,7 @@ async fn call_admin(
     scope: &RequestScope<'_>,
     client: &mut Client<'_>,
     request: &mut ClientRequest,
-) -> Result<Option<Response<Bytes>>, RequestEnd> {
+) -> Result<Option<Response<AdminBody>>, RequestEnd> {
     let Some(admin) = scope.admin else { return Ok(None) };
     let head = client.head();
     if !admin.serves(head.uri.path()) {
@@ -101,6 +106,18 @@ async fn call_admin(
     // No upstream answers this call, so the deadlines of requests do not apply.
     let mut watch = RequestWatch::new(scope.shared.fleet.clone(), Timeouts::default(), scope.begun);
     Ok(Some(watched(client, request, &mut watch, true, admin.call(call)).await?))
+}
+
+/// An answer of the admin API: whole, where its size is known, else a stream.
+async fn of_admin(answer: Response<AdminBody>) -> Intake {
+    if answer.body().size_hint().exact().is_none() {
+        return Intake::Stream(answer);
+    }
+    let (head, body) = answer.into_parts();
+    match body.collect().await {
+        Ok(collected) => Intake::Answer(Response::from_parts(head, collected.to_bytes())),
+        Err(never) => match never {},
+    }
 }
 
 /// Finds the API route of a request, and answers the request or makes it ready to be sent.

@@ -1,7 +1,7 @@
 //! Writes the balancer's own answers to a client: refusals, aggregates, admin answers.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use pingora::Result;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::date::get_cached_date;
@@ -48,7 +48,10 @@ pub(super) async fn send(
     let mut head = ResponseHeader::build(parts.status, Some(parts.headers.len() + 4))?;
     head.insert_header(header::DATE, get_cached_date())?;
     head.insert_header(header::SERVER, PRODUCT)?;
-    head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    // The length would be that of the answer that the client has.
+    if parts.status != StatusCode::NOT_MODIFIED {
+        head.insert_header(header::CONTENT_LENGTH, body.len())?;
+    }
     if let Ok(id) = HeaderValue::try_from(id) {
         head.insert_header(X_REQUEST_ID, id)?;
     }

@@ -90,6 +90,7 @@ pub async fn serve(
     }
     drop(listener);
     shutdown.announce_close();
+    shutdown.end_streams();
     close.send_replace(true);
     end(&mut connections, &shutdown, phases).await
 }

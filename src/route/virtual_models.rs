@@ -141,8 +141,7 @@ impl RouteTable {
 
 impl RoutePlan {
     fn new(index: usize, route: RouteConfig) -> Self {
-        let name = route.model.clone().or_else(|| route.path.clone());
-        RoutePlan::named(name.unwrap_or_else(|| format!("routes[{index}]")), route)
+        RoutePlan::named(route.name(index), route)
     }
 
     fn named(name: String, route: RouteConfig) -> Self {

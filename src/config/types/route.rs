@@ -69,6 +69,11 @@ impl RouteConfig {
             retry,
         }
     }
+
+    /// The name of the route in logs and metrics; `index` is its place in the configuration.
+    pub fn name(&self, index: usize) -> String {
+        self.model.clone().or_else(|| self.path.clone()).unwrap_or_else(|| format!("routes[{index}]"))
+    }
 }
 
 /// Headers to set, in place of all of the same name, and names to remove; names are in lower case.

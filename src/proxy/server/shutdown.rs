@@ -45,6 +45,8 @@ pub struct Shutdown {
     pub requests: RequestCounter,
     closing: AtomicBool,
     unready: Arc<AtomicBool>,
+    /// The listeners have closed: streams that have no end of their own end now.
+    streams_over: watch::Sender<bool>,
 }
 
 impl Shutdown {
@@ -57,6 +59,17 @@ impl Shutdown {
     pub fn begin(&self) {
         self.unready.store(true, Ordering::Release);
         self.announce_close();
+    }
+
+    /// Ends the streams that have no end of their own.
+    pub fn end_streams(&self) {
+        self.streams_over.send_replace(true);
+    }
+
+    /// Waits for the end of streams that have no end of their own.
+    pub async fn streams_over(&self) {
+        // The sender lives as long as `self`.
+        drop(self.streams_over.subscribe().wait_for(|over| *over).await);
     }
 
     pub fn is_closing(&self) -> bool {

@@ -5,3 +5,5 @@ mod common;
 mod doctor;
 mod engine_metrics;
 mod fleet;
+mod live;
+mod overview;

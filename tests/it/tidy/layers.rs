@@ -45,6 +45,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("engine::batch", Level::Pure),
     ("engine::dice", Level::Pure),
     ("simulate", Level::Pure),
+    ("dashboard", Level::Pure),
     ("config::types", Level::Word),
     ("config::setting", Level::Word),
     ("config::redis", Level::Word),
