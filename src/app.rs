@@ -127,9 +127,7 @@ async fn prepare(
     let observer = Observer::default();
     let (fleet, keeper) = Fleet::new(&config, observer.clone())?;
     let siblings = SiblingSetup::new(&config, observer.clone());
-    let outbox = siblings.as_ref().map(|siblings| siblings.outbox.clone());
-    let seed = RandomState::new().hash_one(0u64);
-    let state = State::new(config.index, config.sessions.ttl, seed, outbox, observer.clone());
+    let state = empty_state(&config, siblings.as_ref(), observer.clone());
     let (tasks_stop, stopped) = watch::channel(false);
     let meeting = siblings.map(|siblings| siblings.meet(fleet.clone(), state.clone(), &stopped));
     let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
@@ -189,6 +187,13 @@ async fn prepare(
         applier,
     };
     Ok(PreparedBalancer { running, open_listeners })
+}
+
+/// Builds a memory that knows nothing yet, and that publishes what it learns where there are siblings.
+fn empty_state(config: &Config, siblings: Option<&SiblingSetup>, observer: Observer) -> Arc<State> {
+    let outbox = siblings.map(|siblings| siblings.outbox.clone());
+    let seed = RandomState::new().hash_one(0u64);
+    State::new(config.index, config.sessions.ttl, seed, outbox, observer)
 }
 
 /// Starts the keeper, and the tasks that follow its snapshots.

@@ -150,7 +150,7 @@ impl OverviewSource {
     fn upstream<'e>(&self, entry: &'e SnapshotEntry, now: Instant) -> UpstreamOverview<'e> {
         let (upstream, config) = (&entry.upstream, &entry.upstream.config);
         let traffic = self.parts.observer.upstream_traffic(upstream.name());
-        let (load, report) = (upstream.load(), upstream.gauge_report(now));
+        let (load, report, sight) = (upstream.load(), upstream.gauge_report(now), upstream.sight());
         let is_full = upstream.busy_until(now).is_some();
         UpstreamOverview {
             name: &config.name,
@@ -184,8 +184,8 @@ impl OverviewSource {
                 .first_byte_ms
                 .map(|[p50, p90]| UpstreamTimes { p50: rounded(p50), p90: rounded(p90) }),
             forecast_error_ms: None,
-            sight: None,
-            sight_reason: None,
+            sight: Some(sight.state.label()),
+            sight_reason: sight.reason.map(|reason| reason.to_string()),
             incarnation: entry.incarnation,
         }
     }

@@ -187,7 +187,7 @@ mod tests {
             let times = RecentTimes::default();
             micros.iter().for_each(|time| times.record(Duration::from_micros(*time), seconds(3)));
             micros.sort_unstable();
-            let place = ((micros.len() as f64 * share).ceil() as usize).clamp(1, micros.len()) - 1;
+            let place = (f64::ceil(micros.len() as f64 * share) as usize).clamp(1, micros.len()) - 1;
             let exact = micros[place] as f64 / 1e3;
             let [found] = times.percentiles([share], seconds(3)).unwrap();
             prop_assert!((found / exact - 1.0).abs() <= 0.13, "{found} for {exact}");

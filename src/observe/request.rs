@@ -161,7 +161,8 @@ impl Observer {
     }
 
     fn count_request(&self, done: &Done<'_>) {
-        let &Done { upstream, status, outcome, first_byte, usage, .. } = done;
+        let &Done { upstream, status, outcome, usage, .. } = done;
+        let first_byte = done.times.first_byte;
         self.traffic().request_done(EndedRequest { upstream, status, outcome, first_byte, usage });
         let (metrics, model, upstream) = (self.metrics(), done.model_label(), done.upstream.unwrap_or(""));
         let status = status_label(done.status);
