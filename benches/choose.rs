@@ -25,6 +25,7 @@ use vllm_lb::engine::batch::Timing;
 use vllm_lb::engine::http::{EngineServer, Options};
 use vllm_lb::fleet::{FilterResult, Fleet, Lease, RequestWork, UpstreamQuery};
 use vllm_lb::observe::Observer;
+use vllm_lb::pick::forecast::forecast;
 use vllm_lb::pick::shortlist::shortlist;
 use vllm_lb::pick::{self, Candidate, DrawSeed};
 use vllm_lb::route::resolve;
@@ -130,6 +131,7 @@ impl World {
         let choice = pick::pick(candidates, &self.knobs, seed).expect("there are candidates");
         let chosen = candidates.iter().find(|candidate| candidate.index == choice.index);
         let uncached = chosen.map_or(tokens, |chosen| chosen.uncached);
+        black_box(chosen.map(forecast));
         let work = RequestWork { tokens, uncached, streams: true };
         snapshot.take(&query, choice.index, work, now).expect("there is room")
     }
@@ -210,6 +212,21 @@ fn choose(criterion: &mut Criterion) {
             }
         }
     }
+    let world = World::new(8, false);
+    let snapshot = world.fleet.snapshot_owned();
+    let (upstream, mut count) = (&snapshot.entries[0].upstream, 0);
+    group.bench_function("correction of a forecast by a first token", |bencher| {
+        bencher.iter(|| {
+            count += 1;
+            let actual = Duration::from_micros(scatter(count) % 1_000_000);
+            upstream.correct_forecast(
+                scatter(count) % 8_000,
+                Duration::from_millis(500),
+                actual,
+                Instant::now(),
+            );
+        });
+    });
     group.finish();
 }
 

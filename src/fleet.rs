@@ -10,6 +10,7 @@ pub mod change;
 pub mod client;
 pub mod discover;
 mod engine_load;
+mod forecast;
 mod identity;
 pub mod inspect;
 mod keeper;

@@ -22,6 +22,10 @@ pub const X_ATTEMPTS: &str = "x-vllm-lb-attempts";
 /// The leading blocks of the prompt that the upstream was believed to hold, of all known blocks, with
 /// `expose: true`.
 pub const X_HIT: &str = "x-vllm-lb-hit";
+/// The forecast of the time from the choice to the first token, in milliseconds, with `expose: true`.
+pub const X_FORECAST: &str = "x-vllm-lb-forecast-ms";
+/// The longest time to the first token that the client accepts, in milliseconds.
+pub const X_SLO_TTFT: &str = "x-slo-ttft-ms";
 /// Why this upstream was chosen, with `expose: true`.
 pub const X_REASON: &str = "x-vllm-lb-reason";
 /// The default cookie that names a session. In two parts, since names of metrics are recognised by the first.

@@ -38,9 +38,11 @@
 //!
 //! Pure: no clock, lock, I/O or state; the same candidates, knobs and seed always give the same choice.
 
+pub mod forecast;
 pub mod shortlist;
 
 use crate::config::types::{Balance, Preset};
+use forecast::terms::ForecastTerms;
 
 /// An upstream that could take the request, as numbers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -60,6 +62,12 @@ pub struct Candidate {
     pub hit: u64,
     /// The prompt tokens that are left to prefill, to explain the choice.
     pub uncached: u64,
+    /// The part of the backlog that this balancer has sent, and the milliseconds since the engine began with
+    /// the prompt at its head, for the forecast.
+    pub own_backlog: u64,
+    pub head_millis: u32,
+    /// How the upstream's time to a first token depends on the tokens to read, for the forecast.
+    pub terms: ForecastTerms,
 }
 
 /// Decides between equal candidates: a random number, and a counter for presets that take turns.
@@ -237,6 +245,9 @@ mod tests {
             cold: 1000,
             hit: 0,
             uncached: 1000,
+            own_backlog: 0,
+            head_millis: 0,
+            terms: ForecastTerms::default(),
         }
     }
 

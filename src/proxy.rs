@@ -48,6 +48,7 @@ mod route_edits;
 pub mod server;
 mod settings;
 mod shared;
+mod slo;
 mod stored;
 mod stored_search;
 mod translation;

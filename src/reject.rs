@@ -5,6 +5,7 @@
 //! the same case, so that the balancer's errors look like vLLM's.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use crate::names::{MAX_MODEL_BYTES, cut};
 
@@ -33,6 +34,8 @@ pub enum Reject {
     NotReady { model: Option<String> },
     /// All upstreams that serve the model are full, and the queue is full or the wait is over; when to retry.
     Full { retry_after: u64 },
+    /// No upstream's forecast meets the client's limit of the time to the first token; when to retry.
+    Slo { limit: Duration, retry_after: u64 },
     /// The body is larger than `peek.max_body`.
     TooLarge { limit: u64 },
     /// `peek.memory` is used up.
@@ -84,7 +87,7 @@ impl Reject {
             Reject::Method { .. } => 405,
             Reject::Redirect { .. } => 307,
             Reject::NotReady { .. } | Reject::Memory => 503,
-            Reject::Full { .. } => 429,
+            Reject::Full { .. } | Reject::Slo { .. } => 429,
             Reject::TooLarge { .. } => 413,
             Reject::Slow => 408,
             Reject::Malformed { .. } | Reject::Field { .. } => 400,
@@ -106,6 +109,7 @@ impl Reject {
             Reject::Model { .. } => "model",
             Reject::NotReady { .. } => "not_ready",
             Reject::Full { .. } => "full",
+            Reject::Slo { .. } => "slo",
             Reject::TooLarge { .. } => "too_large",
             Reject::Memory => "memory",
             Reject::Slow => "slow",
@@ -136,7 +140,9 @@ impl Reject {
             Reject::Method { allow } => vec![("allow", (*allow).to_string())],
             Reject::Redirect { location } => vec![("location", location.clone())],
             Reject::NotReady { .. } | Reject::Memory => vec![("retry-after", "1".into())],
-            Reject::Full { retry_after } => vec![("retry-after", retry_after.to_string())],
+            Reject::Full { retry_after } | Reject::Slo { retry_after, .. } => {
+                vec![("retry-after", retry_after.to_string())]
+            }
             // The balancer has tried the other upstreams, or another answer would be no better: the client's
             // retries would only add load.
             Reject::Upstream { .. }
@@ -188,6 +194,11 @@ impl Reject {
             Reject::Full { .. } => {
                 "All upstreams that serve the model are busy. Please try again later.".into()
             }
+            Reject::Slo { limit, .. } => format!(
+                "No upstream is expected to begin the answer within {} ms. Please try again later.",
+                limit.as_micros() as f64 / 1e3
+            )
+            .into(),
             Reject::TooLarge { limit } => {
                 format!("The request body is larger than the limit of {limit} bytes.").into()
             }

@@ -25,6 +25,7 @@ pub mod trace;
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
+use std::time::Duration;
 
 use self::balancer::{EngineView, Placed, PlacementRequest, ReplayBalancer, ReplayLoad};
 use self::load::Workload;
@@ -70,6 +71,7 @@ struct Flight {
     turn: usize,
     balancer: usize,
     placed: Placed,
+    sent: f64,
 }
 
 struct Replay<'a> {
@@ -172,11 +174,14 @@ impl<'a> Replay<'a> {
                 let flight = self.flights[event.id as usize];
                 let balancer = &mut self.balancers[flight.balancer];
                 match event.kind {
-                    EngineEventKind::FirstToken { .. } => balancer.first_byte(flight.placed),
+                    EngineEventKind::FirstToken { .. } => {
+                        let time = Duration::from_secs_f64(event.at - flight.sent);
+                        balancer.first_byte(flight.placed, event.at, time);
+                    }
                     EngineEventKind::Token => {}
                     EngineEventKind::Finished(summary) => {
                         balancer.ended(flight.placed, summary.prompt_tokens as u64);
-                        self.lives.push(Life::new(at, &summary, event.at));
+                        self.lives.push(Life::new(at, &summary, event.at, flight.placed.forecast));
                         if !self.setup.open {
                             self.next_turn(flight, event.at);
                         }
@@ -215,12 +220,12 @@ impl<'a> Replay<'a> {
             let pending: Vec<PendingPrefill<'_>> = engine.prefills().map(pending).collect();
             scene::reveal(engine, &pending, ask.prompt, hits, candidate);
         };
-        let placed = balancers[number].place(ask, &EngineView { metrics, others, age, reveal: &reveal });
-        self.launch(Flight { session, turn, balancer: number, placed }, now);
+        let placed = balancers[number].place(ask, &EngineView { now, metrics, others, age, reveal: &reveal });
+        self.launch(Flight { session, turn, balancer: number, placed, sent: now }, now);
     }
 
     fn launch(&mut self, flight: Flight, now: f64) {
-        let Flight { session, turn, balancer, placed } = flight;
+        let Flight { session, turn, balancer, placed, .. } = flight;
         let (id, of) = (self.flights.len(), &self.load.sessions[session]);
         self.flights.push(flight);
         self.unpublished[balancer].push(id);
@@ -236,8 +241,7 @@ impl<'a> Replay<'a> {
         let refused = self.engines[placed.upstream].submit(now, request).is_err();
         if refused {
             self.refused += 1;
-            self.balancers[balancer].first_byte(placed);
-            self.balancers[balancer].ended(placed, tokens);
+            self.balancers[balancer].refused(placed, tokens);
         }
         if refused || self.setup.open {
             self.next_turn(flight, now);

@@ -61,5 +61,6 @@ fn candidate(record: CandidateRecord<'_>) -> Value {
         "context": record.terms.context,
         "session_penalty": record.terms.session_penalty,
         "weight": record.terms.weight,
+        "forecast_ms": (record.forecast.as_secs_f64() * 1e4).round() / 10.0,
     })
 }

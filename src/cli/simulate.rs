@@ -31,7 +31,7 @@ Policies:
 
 Columns: share of prompt tokens that caches had; seconds to the first token (mean, median, 90th and
 99th percentile); time between tokens; seconds to the end; requests on the engine with most of them
-(1 is even); engines that had none.
+(1 is even); engines that had none; median error of the forecasts of the first token.
 
 Examples:
   vllm-lb simulate --trace trace.jsonl --upstreams 16 --policies work,least-requests,oracle

@@ -29,7 +29,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-pub use balance::{Balance, PrefixIndex, Preset};
+pub use balance::{Balance, PrefixIndex, Preset, SloRule};
 pub use health::{Breaker, Health};
 pub use limits::{ClientLimits, ConnectionLimits, Peek, QueueConfig};
 pub use listen::{AdminConfig, Listen, ListenAddress, ListenTls};
@@ -52,8 +52,8 @@ pub use upstream_tls::UpstreamTls;
 
 use super::redis::url as redis_url;
 use super::setting::{
-    NamedChoice, SettingRow, SettingsTable, integer, items, list, maybe, number, parse_choice, path, row,
-    section, section_of, switch, text, value, words,
+    NamedChoice, SettingRow, SettingsTable, choice, integer, items, list, maybe, number, parse_choice, path,
+    row, section, section_of, switch, text, value, words,
 };
 
 pub use super::redis::{RedisTopology, RedisUrl};
@@ -75,6 +75,8 @@ pub struct Config {
     pub sources: Vec<DiscoverySource>,
     pub routes: Vec<RouteConfig>,
     pub balance: Balance,
+    /// `balance.slo`.
+    pub slo: SloRule,
     pub index: PrefixIndex,
     pub peek: Peek,
     pub health: Health,
@@ -94,7 +96,8 @@ pub struct Config {
     pub log: LogConfig,
     pub otlp: OtlpConfig,
     pub shutdown: ShutdownConfig,
-    /// Answers carry `x-vllm-lb-upstream`, `x-vllm-lb-attempts`, `x-vllm-lb-reason` and `x-vllm-lb-hit`.
+    /// Answers carry `x-vllm-lb-upstream`, `x-vllm-lb-attempts`, `x-vllm-lb-reason`, `x-vllm-lb-hit` and
+    /// `x-vllm-lb-forecast-ms`.
     pub expose: bool,
 }
 
@@ -109,6 +112,7 @@ impl Default for Config {
             sources: Vec::new(),
             routes: Vec::new(),
             balance: Balance::default(),
+            slo: SloRule::default(),
             index: PrefixIndex::default(),
             peek: Peek::default(),
             health: Health::default(),
@@ -199,7 +203,7 @@ impl SettingsTable for Config {
         row("shutdown", "The end of the process.", &section(|config: &mut Self| &mut config.shutdown)),
         row(
             "expose",
-            "Whether answers carry x-vllm-lb-upstream, -attempts, -reason and -hit.",
+            "Whether answers carry x-vllm-lb-upstream, -attempts, -reason, -hit and -forecast-ms.",
             &value(|config: &mut Self| &mut config.expose, switch()),
         ),
     ];
@@ -261,6 +265,11 @@ const BALANCE_TABLE: &[SettingRow<Config>] = &[
         "sight_error",
         "Share of the cached tokens by which predictions may be wrong before an upstream's sight is blind.",
         &value(|config: &mut Config| &mut config.balance.sight_error, number(0.0, 1.0)),
+    ),
+    row(
+        "slo",
+        "What becomes of a request whose x-slo-ttft-ms no upstream meets: ignore, queue or reject.",
+        &value(|config: &mut Config| &mut config.slo, choice()),
     ),
     row(
         "index_blocks",

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::breaker::Admits;
+use super::millis;
 use super::pace::PrefillTicket;
 use super::snapshot_entry::SnapshotEntry;
 use super::upstream::Upstream;
@@ -103,6 +104,9 @@ impl Lease {
         live.engine_load.count_sent(work.tokens);
         let tokens = work.uncached;
         let before = live.gauges.backlog.fetch_add(tokens, Relaxed);
+        if before == 0 {
+            live.forecast.begin_head(millis(now));
+        }
         live.gauges.context.fetch_add(work.tokens, Relaxed);
         let prefill = match work.streams {
             true => LeasePrefill::Streams { tokens, ahead: before + tokens, since: now },
@@ -121,7 +125,11 @@ impl Lease {
         if let LeasePrefill::Streams { ahead, since, .. } = self.prefill {
             self.upstream.live.pace.learn(ahead, now.saturating_duration_since(since));
         }
-        self.end_prefill()
+        let is_first = self.end_prefill();
+        if is_first {
+            self.upstream.live.forecast.begin_head(millis(now));
+        }
+        is_first
     }
 
     /// Removes the prefill from the backlog. Returns whether it was still part of it.

@@ -1,6 +1,7 @@
 //! The query of a request for the upstreams that may take it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::route::upstreams::{RouteNames, RouteUpstreams};
 
@@ -27,4 +28,7 @@ pub struct UpstreamQuery<'a> {
     pub names: Option<&'a Arc<RouteNames>>,
     /// Routes define model names that no upstream serves: the error for an unknown model must list them.
     pub has_aliases: bool,
+    /// The longest forecast with which the request leaves the queue; requests with different limits wait in
+    /// lines of their own, so that none waits behind one with a tighter limit.
+    pub slo: Option<Duration>,
 }

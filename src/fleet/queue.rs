@@ -37,6 +37,8 @@ pub(super) struct QueueKey {
     /// The ids of the allowed upstreams, for requests without `names`.
     among: Option<Vec<usize>>,
     tried: Vec<usize>,
+    /// The longest forecast with which a request of this line is sent.
+    slo: Option<Duration>,
 }
 
 /// Why a request may not wait, or not any longer.
@@ -105,7 +107,14 @@ impl QueueKey {
         tried.sort_unstable();
         let names = query.names.cloned();
         let among = query.among.filter(|_| names.is_none()).map(|among| among.ids().to_vec());
-        QueueKey { model: query.model.map(str::to_string), only: query.only, names, among, tried }
+        QueueKey {
+            model: query.model.map(str::to_string),
+            only: query.only,
+            names,
+            among,
+            tried,
+            slo: query.slo,
+        }
     }
 
     /// Whether the upstream can take the requests of this key.

@@ -16,6 +16,7 @@ use tokio_rustls::TlsConnector;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::engine_load::{EngineLoad, ForeignLoad, GaugeReport};
+use super::forecast::{ForecastAccuracy, UpstreamForecast};
 use super::identity::UpstreamIdentity;
 use super::pace::PrefillPace;
 use super::probe_duty::ProbeDuty;
@@ -63,9 +64,11 @@ pub(super) struct Live {
     busy_until: AtomicU64,
     /// The load by the server's metrics.
     pub engine_load: EngineLoad,
+    pub forecast: UpstreamForecast,
+    pub pace: PrefillPace,
+    pub accuracy: ForecastAccuracy,
     /// The most requests of siblings in flight since the metrics reader last reset it.
     pub siblings_peak: AtomicU64,
-    pub pace: PrefillPace,
     pub identity: UpstreamIdentity,
     /// The trial request after a trip is in flight.
     pub trial: AtomicBool,
@@ -140,7 +143,10 @@ impl Live {
     pub(super) fn load_at(&self, now: u64) -> UpstreamLoad {
         match self.pace.take_over_at(now) {
             0 => {}
-            over => drop(self.gauges.backlog.fetch_sub(over, Relaxed)),
+            over => {
+                self.gauges.backlog.fetch_sub(over, Relaxed);
+                self.forecast.begin_head(now);
+            }
         }
         self.gauges.read()
     }
@@ -171,7 +177,9 @@ impl Upstream {
             siblings: LoadGauges::default(),
             busy_until: AtomicU64::new(0),
             engine_load: EngineLoad::new(),
+            forecast: UpstreamForecast::new(),
             pace: PrefillPace::new(),
+            accuracy: ForecastAccuracy::default(),
             identity: UpstreamIdentity::new(id, &config),
             siblings_peak: AtomicU64::new(0),
             trial: AtomicBool::new(false),
@@ -313,6 +321,29 @@ impl Upstream {
             let why = to.reason.map(|reason| reason.to_string()).unwrap_or_default();
             observer.sight_changed(self.name(), from.state.label(), to.state.label(), &why);
         }
+    }
+
+    /// Corrects the forecasts by a first token that came `actual` after the choice, behind so many tokens.
+    pub fn correct_forecast(&self, tokens: u64, forecast: Duration, actual: Duration, now: Instant) {
+        let answers = self.live.accuracy.add(forecast, actual, millis(now));
+        self.live.forecast.correct(tokens, actual, answers);
+    }
+
+    /// Returns the share of a forecast, 0 to 1, that counts as a reason to refuse a request.
+    pub fn forecast_trust(&self, now: Instant) -> f64 {
+        self.live.accuracy.trust(millis(now))
+    }
+
+    /// Returns the moving average of the difference between forecasts and times to first tokens; `None`
+    /// before the first streaming answer of this incarnation.
+    pub fn forecast_error(&self) -> Option<Duration> {
+        self.live.accuracy.error()
+    }
+
+    /// Forgets what answers have taught of forecasts: another process may answer from now on.
+    pub(super) fn reset_forecast(&self) {
+        self.live.forecast.reset();
+        self.live.accuracy.reset();
     }
 
     /// Returns the latest resolved address; `None` before the first answer of the resolver.

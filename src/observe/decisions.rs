@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::config::types::Balance;
 use crate::names::{MAX_SHOWN_BYTES, cut};
+use crate::pick::forecast::forecast;
 use crate::pick::{Candidate, Choice, cost};
 
 /// The number of choices that are kept.
@@ -80,6 +81,8 @@ pub struct CandidateRecord<'r> {
     pub upstream: &'r str,
     pub terms: Candidate,
     pub cost: f64,
+    /// The forecast of the time from the choice to the first token.
+    pub forecast: Duration,
 }
 
 /// The ring of the latest choices.
@@ -152,6 +155,7 @@ impl DecisionRecord {
             upstream: &self.names[start..row.name_end],
             terms: row.terms,
             cost: row.cost,
+            forecast: forecast(&row.terms),
         })
     }
 
@@ -206,6 +210,7 @@ mod tests {
 
     use super::*;
     use crate::pick::ChoiceReason;
+    use crate::pick::forecast::terms::ForecastTerms;
 
     const NAMES: [&str; 3] = ["gpu-0", "é", "gpu-two"];
 
@@ -222,6 +227,9 @@ mod tests {
             cold: seed,
             hit: seed,
             uncached: seed,
+            own_backlog: seed,
+            head_millis: seed as u32,
+            terms: ForecastTerms::default(),
         }
     }
 

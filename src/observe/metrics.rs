@@ -5,6 +5,7 @@
 mod builder;
 mod cache;
 mod exchange;
+mod forecast;
 mod probes;
 mod sight;
 mod spans;
@@ -15,6 +16,7 @@ use prometheus::{Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, Reg
 use builder::MetricsBuilder;
 use cache::CacheMetrics;
 use exchange::ExchangeMetrics;
+use forecast::ForecastMetrics;
 use probes::ProbeMetrics;
 use spans::SpanMetrics;
 use traces::TraceMetrics;
@@ -37,6 +39,7 @@ pub(super) struct Metrics {
     pub cache: CacheMetrics,
     pub discovery_failures: IntCounterVec,
     pub exchange: ExchangeMetrics,
+    pub forecast: ForecastMetrics,
     pub traces: TraceMetrics,
     pub spans: SpanMetrics,
     pub signs_lost: IntCounter,
@@ -113,6 +116,7 @@ impl Default for Metrics {
                 &["source"],
             ),
             exchange: ExchangeMetrics::new(&make),
+            forecast: ForecastMetrics::new(&make),
             traces: TraceMetrics::new(&make),
             spans: SpanMetrics::new(&make),
             registry: make.registry,

@@ -15,6 +15,7 @@ use super::traffic::EndedRequest;
 use super::usage::UsageLabels;
 use super::{GaugeGuard, Observer};
 use crate::names::{MAX_SHOWN_BYTES, cut};
+use crate::pick::forecast::forecast;
 use crate::pick::{self, Candidate};
 use crate::reply::usage::Usage;
 
@@ -39,6 +40,8 @@ pub struct Done<'a> {
     pub outcome: &'static str,
     pub attempts: u32,
     pub times: RequestTimes,
+    /// The forecast of the time from the last choice to the first token; `None` without a choice.
+    pub forecast: Option<Duration>,
     pub total: Duration,
     pub received: u64,
     pub sent: u64,
@@ -123,6 +126,11 @@ impl Observer {
         info!(id = id, upstream = upstream, cause = cause, attempt = attempt; "attempt failed");
     }
 
+    /// Counts the first token of a stream and its forecast, both from the choice on.
+    pub fn forecast_compared(&self, upstream: &str, forecast: Duration, actual: Duration) {
+        self.metrics().forecast.compared(upstream, forecast, actual);
+    }
+
     /// Counts an attempt that follows a failed one.
     pub fn retried(&self, cause: &'static str) {
         self.traffic().retries.fetch_add(1, Relaxed);
@@ -202,7 +210,7 @@ impl Display for CandidateTerms<'_, '_> {
             let penalty = candidate.session_penalty;
             write!(f, "{gap}{name} cost {cost:.1} hit {hit} uncached {uncached} missing {missing}")?;
             write!(f, " backlog {backlog} active {active} context {context} session_penalty {penalty}")?;
-            write!(f, " weight {weight}")?;
+            write!(f, " weight {weight} forecast_ms {:.1}", millis(forecast(candidate)))?;
         }
         Ok(())
     }
@@ -229,6 +237,7 @@ fn write(done: &Done<'_>, level: log::Level) {
     ];
     let names = [("route", done.route), ("session", done.session)];
     fields.extend(names.iter().filter_map(|(name, value)| Some((*name, (*value)?.into()))));
+    fields.extend(done.forecast.map(|forecast| ("forecast_ms", millis(forecast).into())));
     let usage = done.usage.unwrap_or_default();
     let counts = kinds(&usage).map(|(_, name, tokens)| (name, tokens));
     fields.extend(counts.iter().filter_map(|(name, tokens)| Some((*name, (*tokens)?.into()))));

@@ -111,6 +111,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::pick::forecast::terms::ForecastTerms;
     use crate::pick::{TIE_SHARE, cost, jitter, pick};
 
     fn idle(index: usize) -> Candidate {
@@ -125,6 +126,9 @@ mod tests {
             cold: 1000,
             hit: 0,
             uncached: 1000,
+            own_backlog: 0,
+            head_millis: 0,
+            terms: ForecastTerms::default(),
         }
     }
 

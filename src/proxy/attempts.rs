@@ -39,7 +39,10 @@ impl Attempts {
         among: Option<&'a RouteUpstreams>,
     ) -> UpstreamQuery<'a> {
         let (tried, declined, again) = (&self.tried, &self.declined, self.count > 0);
-        UpstreamQuery { tried, declined, again, ..request.query(settings, among) }
+        let query = request.query(settings, among);
+        // Another attempt is late already, and a late answer is better than an error.
+        let slo = query.slo.filter(|_| !again);
+        UpstreamQuery { tried, declined, again, slo, ..query }
     }
 
     /// Records the beginning of an attempt on this upstream.

@@ -136,6 +136,7 @@ async fn forward(
         pause_before_retry(scope, client, request, &attempts, watch).await?;
         let mut placement = choose(scope, client, request, &mut attempts, watch).await?;
         (report.attempts, report.upstream) = (attempts.count, Some(placement.upstream().clone()));
+        report.forecast = Some(placement.forecast);
         if let Some(capture) = &mut request.capture {
             capture.attempt(placement.upstream().name(), attempts.count);
         }

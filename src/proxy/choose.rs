@@ -3,15 +3,17 @@
 //! While every possible upstream is full, the request waits in the queue; the client's disconnect ends the
 //! wait. Never: compute costs (`pick`), filter upstreams (`fleet::Snapshot`).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::attempts::Attempts;
 use super::client::Client;
 use super::placement::{self, Placement};
 use super::request::{ClientRequest, RequestScope};
 use super::request_end::RequestEnd;
+use super::slo;
 use super::watch::RequestWatch;
 use super::watched::watched;
+use crate::config::types::SloRule;
 use crate::fleet::{FilterResult, QueueRefusal, QueueTurn, Snapshot, UpstreamQuery};
 use crate::observe::decisions::Decision;
 use crate::pick::shortlist::shortlist;
@@ -21,9 +23,11 @@ use crate::reject::Reject;
 /// The result of one check for room.
 enum RoomCheck {
     Placed(Placement),
-    /// Every possible upstream is full; `until`: when the first of them has room at the latest.
+    /// Every possible upstream is full, or no forecast meets the request's limit and the best one is late by
+    /// `late`; `until`: when the first of them has room at the latest.
     Full {
         until: Option<Instant>,
+        late: Option<Duration>,
     },
     /// No upstream can be chosen or waited for.
     Nothing(Reject),
@@ -40,17 +44,19 @@ pub(super) async fn choose(
     let fleet = &scope.shared.fleet;
     // One wait limit for all attempts together.
     let deadline = *attempts.wait_until.get_or_insert_with(|| Instant::now() + scope.settings.wait);
+    let deadline = slo::wait_end(scope, request, attempts, deadline);
     let mut turn: Option<QueueTurn> = None;
     loop {
         let snapshot = fleet.snapshot_owned();
         let among = request.among(&snapshot);
         let query = attempts.query(request, scope.settings, among.as_deref());
         let look = match turn {
-            None if fleet.must_wait(&query) => RoomCheck::Full { until: None },
+            None if fleet.must_wait(&query) => RoomCheck::Full { until: None, late: None },
             _ => check_room(scope, request, &snapshot, &query, attempts.count + 1),
         };
+        let slo = query.slo;
         drop(snapshot);
-        let until = match look {
+        let (until, late) = match look {
             RoomCheck::Placed(placement) => {
                 turn.into_iter().for_each(QueueTurn::taken);
                 attempts.begin(placement.upstream().id);
@@ -58,7 +64,7 @@ pub(super) async fn choose(
                 return Ok(placement);
             }
             RoomCheck::Nothing(reject) => return Err(attempts.failed.take().unwrap_or(reject).into()),
-            RoomCheck::Full { until } => until,
+            RoomCheck::Full { until, late } => (until, late),
         };
         let model = request.model.name().map(str::to_string);
         let names = request.upstream_names().cloned();
@@ -72,6 +78,7 @@ pub(super) async fn choose(
             among: among.as_deref(),
             names: names.as_ref(),
             has_aliases: !scope.settings.peeker.routes.is_empty(),
+            slo,
         };
         let waiting = async {
             match turn.take() {
@@ -88,7 +95,7 @@ pub(super) async fn choose(
         match waited? {
             Ok(mine) => turn = Some(mine),
             Err(QueueRefusal::Full { retry_after } | QueueRefusal::WaitedOut { retry_after }) => {
-                return Err(Reject::Full { retry_after: retry_after.as_secs().max(1) }.into());
+                return Err(slo::wait_refusal(scope, request, late, retry_after).into());
             }
         }
     }
@@ -109,12 +116,20 @@ fn check_room(
             let routing = snapshot.candidates(query, now, candidates);
             let of = candidates.len();
             let last = placement::weigh(scope, request, snapshot, now, candidates);
+            if let Some(excess) = slo::keep_punctual(scope, request, attempt, snapshot, now, candidates) {
+                return match scope.settings.slo {
+                    SloRule::Reject => RoomCheck::Nothing(slo::refusal(request, excess)),
+                    SloRule::Queue | SloRule::Ignore => {
+                        RoomCheck::Full { until: Some(slo::next_look(excess, now)), late: Some(excess) }
+                    }
+                };
+            }
             let (random, turn) = (shared.random.next(), shared.fleet.next_turn());
             let seed = DrawSeed::for_prompt(request.prompt.last_hash(), random, turn, shared.state.jitter());
             shortlist(candidates, &scope.settings.knobs, seed, last);
             let choice = match (routing, pick::pick(candidates, &scope.settings.knobs, seed)) {
                 (FilterResult::Candidates, Some(choice)) => choice,
-                (FilterResult::Full { until }, _) => return RoomCheck::Full { until },
+                (FilterResult::Full { until }, _) => return RoomCheck::Full { until, late: None },
                 (routing, _) => return RoomCheck::Nothing(no_candidate(&routing, scope, request, snapshot)),
             };
             // Another request may have taken the last place meanwhile.

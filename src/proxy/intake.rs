@@ -27,7 +27,7 @@ use super::request_end::{RequestEnd, client_failure};
 use super::route_edits::RouteEdits;
 use super::watch::RequestWatch;
 use super::watched::watched;
-use super::{cumulative, headers, own_answers, stored};
+use super::{cumulative, headers, own_answers, slo, stored};
 use crate::config::types::Timeouts;
 use crate::fleet::Snapshot;
 use crate::reject::{ErrorShape, Reject};
@@ -252,6 +252,7 @@ async fn route_inference(
     api: Api,
 ) -> Result<Intake, RequestEnd> {
     request.counts_tokens = api.counts_tokens();
+    request.slo = slo::limit_of(client.headers(), scope.settings.slo)?;
     let kind = client.headers().get(header::CONTENT_TYPE);
     let kind = kind.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let shape = match api.model_in() {

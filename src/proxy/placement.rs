@@ -4,11 +4,12 @@
 //! Never: an await. The buffer for looking up is the thread's, used and left within one call.
 
 use std::cell::RefCell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::request::{ClientRequest, RequestScope};
 use crate::fleet::{Lease, RequestWork, Snapshot, Upstream};
 use crate::pick::Candidate;
+use crate::pick::forecast::{forecast, tokens_before};
 use crate::reply::usage::Usage;
 use crate::state::LearnedChain;
 use crate::state::prefix_index::Hits;
@@ -27,6 +28,14 @@ pub(super) struct Placement {
     pub hit: u64,
     pub blocks: usize,
     pub predicted: u64,
+    /// The forecast of the time from the choice to the first token.
+    pub forecast: Duration,
+    /// The tokens before the first token by the forecast.
+    tokens_before: u64,
+    chosen_at: Instant,
+    /// The first byte shows the first token, since the answer is to come as a stream, and the engine need not
+    /// wait for the rest of the request.
+    shows_first_token: bool,
     /// The learnt blocks, to be removed if the engine turns out not to have read the prompt.
     learnt: Option<LearnedChain>,
     /// Whether a part of the request may have reached the upstream.
@@ -80,6 +89,10 @@ impl Placement {
             hit: chosen.map_or(0, |chosen| chosen.hit),
             blocks: request.prompt.chain.len(),
             predicted: request.tokens.saturating_sub(uncached),
+            forecast: chosen.map_or(Duration::ZERO, forecast),
+            tokens_before: chosen.map_or(uncached, tokens_before),
+            chosen_at: now,
+            shows_first_token: request.streams && request.body.is_complete(),
             learnt,
             sent: false,
             lease,
@@ -110,6 +123,17 @@ impl Placement {
         } else {
             self.lease.end_prefill();
         }
+    }
+
+    /// Compares the forecast with the first token of a stream, which came at `now`, and corrects it.
+    pub(super) fn compare_forecast(&self, scope: &RequestScope<'_>, now: Instant) {
+        if !self.shows_first_token {
+            return;
+        }
+        let upstream = self.upstream();
+        let actual = now.saturating_duration_since(self.chosen_at);
+        upstream.correct_forecast(self.tokens_before, self.forecast, actual, now);
+        scope.shared.observer.forecast_compared(upstream.name(), self.forecast, actual);
     }
 
     /// Corrects the estimates by the usage that the answer reports, where its counts fit the prompt.

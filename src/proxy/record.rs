@@ -43,6 +43,7 @@ pub(super) fn write(
         outcome: report.refused.unwrap_or(outcome.label()),
         attempts: report.attempts,
         times: *times,
+        forecast: report.forecast,
         total: context.started.elapsed(),
         received: report.bytes_received,
         sent: report.bytes_sent,

@@ -26,7 +26,7 @@ use super::request_report::{RequestReport, report_failure};
 use super::route_edits::RouteEdits;
 use super::watch::RequestWatch;
 use crate::fleet::{Outcome, UpstreamSignal};
-use crate::names::{X_ATTEMPTS, X_HIT, X_REASON, X_REQUEST_ID, X_SHOULD_RETRY, X_UPSTREAM};
+use crate::names::{X_ATTEMPTS, X_FORECAST, X_HIT, X_REASON, X_REQUEST_ID, X_SHOULD_RETRY, X_UPSTREAM};
 use crate::reject::broken_stream;
 use crate::reply::ending::error_events;
 use crate::retry::{AttemptFailure, EndReason, is_refusal};
@@ -130,6 +130,7 @@ fn add_own_fields(
         head.insert_header(X_ATTEMPTS, attempts)?;
         head.insert_header(X_REASON, placement.reason)?;
         head.insert_header(X_HIT, format!("{}/{}", placement.hit, placement.blocks))?;
+        head.insert_header(X_FORECAST, placement.forecast.as_millis().to_string())?;
     }
     Ok(())
 }
@@ -182,7 +183,7 @@ pub(super) async fn relay(
     report.status = answer.status;
     let mut prefill = PrefillTracker { ended: false, teaches: answer.judged == 200 && read };
     if !answer.first.is_empty() || answer.over {
-        prefill.check(&answer.pipeline, placement, watch);
+        prefill.check(scope, &answer.pipeline, placement, watch);
     }
     if !read {
         // What is still to come of the prompt is not read either.
@@ -229,7 +230,13 @@ struct PrefillTracker {
 }
 
 impl PrefillTracker {
-    fn check(&mut self, pipeline: &AnswerPipeline, placement: &mut Placement, watch: &mut RequestWatch) {
+    fn check(
+        &mut self,
+        scope: &RequestScope<'_>,
+        pipeline: &AnswerPipeline,
+        placement: &mut Placement,
+        watch: &mut RequestWatch,
+    ) {
         if self.ended || !pipeline.has_content() {
             return;
         }
@@ -237,6 +244,9 @@ impl PrefillTracker {
         let now = Instant::now();
         watch.record_first_byte(now);
         placement.end_prefill(self.teaches, now);
+        if self.teaches && pipeline.is_stream() {
+            placement.compare_forecast(scope, now);
+        }
     }
 }
 
@@ -276,7 +286,7 @@ async fn carry_body(
                     return Ok(AnswerEnd::Failed(AttemptFailure::Reset, None));
                 };
                 if !piece.is_empty() || end {
-                    prefill.check(pipeline, placement, watch);
+                    prefill.check(scope, pipeline, placement, watch);
                 }
                 if is_broken(request) && !end {
                     return Ok(AnswerEnd::Failed(AttemptFailure::Reset, edited));

@@ -3,7 +3,7 @@
 //! Written by `intake`, read by all later steps. Never: I/O, a routing rule.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::admin_service::AdminService;
 use super::body::RequestBody;
@@ -16,7 +16,7 @@ use super::route_edits::RouteEdits;
 use super::settings::ProxySettings;
 use super::shared::ProxyShared;
 use super::usage_injection::UsageInjection;
-use crate::config::types::{Retry, Timeouts};
+use crate::config::types::{Retry, SloRule, Timeouts};
 use crate::fleet::{Snapshot, UpstreamQuery};
 use crate::otlp::trace_context::RequestTrace;
 use crate::reject::ErrorShape;
@@ -85,6 +85,8 @@ pub(super) struct ClientRequest {
     pub prompt_tail: Option<Box<PromptTail>>,
     /// Prompt tokens, estimated.
     pub tokens: u64,
+    /// The longest time to the first token that the client accepts, where `balance.slo` regards it.
+    pub slo: Option<Duration>,
     /// The answer is to come as a stream.
     pub streams: bool,
     /// Its call is recorded as a trace.
@@ -134,6 +136,7 @@ impl ClientRequest {
             prompt: PromptLookup::default(),
             prompt_tail: None,
             tokens: 0,
+            slo: None,
             streams: false,
             capture: None,
             continued: None,
@@ -191,6 +194,7 @@ impl ClientRequest {
             among,
             names: self.upstream_names(),
             has_aliases: !settings.peeker.routes.is_empty(),
+            slo: self.slo.filter(|_| settings.slo == SloRule::Queue),
         }
     }
 

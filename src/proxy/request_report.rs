@@ -1,6 +1,7 @@
 //! The facts of a request for its record, and the report of a failed attempt to the fleet.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::placement::Placement;
 use super::request::RequestScope;
@@ -19,6 +20,8 @@ pub(super) struct RequestReport {
     pub outcome: Option<Outcome>,
     /// The label of the rejection that was sent.
     pub refused: Option<&'static str>,
+    /// The forecast of the time from the last choice to the first token.
+    pub forecast: Option<Duration>,
     pub usage: Option<Usage>,
     pub bytes_received: u64,
     pub bytes_sent: u64,

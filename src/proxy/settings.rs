@@ -7,7 +7,7 @@ use pingora::protocols::l4::socket::SocketAddr;
 
 use super::fleet_routes::FleetRoutes;
 use super::memory::PeekMemory;
-use crate::config::types::{Balance, Config, Peek, Retry, Timeouts, TrustedProxies};
+use crate::config::types::{Balance, Config, Peek, Retry, SloRule, Timeouts, TrustedProxies};
 use crate::fleet::Fleet;
 use crate::prompt::chain::BlockLayout;
 use crate::prompt::session::SessionPlaces;
@@ -17,6 +17,7 @@ use crate::route::api_paths;
 pub(super) struct ProxySettings {
     pub table: api_paths::PathTable,
     pub knobs: Balance,
+    pub slo: SloRule,
     pub peeker: Peeker,
     pub timeouts: Timeouts,
     pub retry: Retry,
@@ -66,6 +67,7 @@ impl ProxySettings {
         Arc::new(ProxySettings {
             table: api_paths::PathTable::new(&config.passthrough),
             knobs: config.balance,
+            slo: config.slo,
             // Without a cost for missing tokens, prompts need not be read.
             peeker: Peeker {
                 limits: config.peek,

@@ -3,11 +3,15 @@
 //! It uses what a balancer can know: its own requests, and the latest reports of its siblings. Only the
 //! policy `Oracle` reads the real state of the engines.
 
+use std::time::Duration;
+
 use super::load::{index_chain, index_parts};
 use super::policy::ReplayPolicy;
 use super::scene::{Scene, ScrapedMetrics};
 use crate::config::types::{Balance, Preset};
 use crate::engine::dice::Dice;
+use crate::pick::forecast::terms::ForecastTerms;
+use crate::pick::forecast::{forecast, tokens_before};
 use crate::pick::shortlist::shortlist;
 use crate::pick::{Candidate, DrawSeed, jitter, pick};
 use crate::state::prefix_index::{Hits, Index, PromptSize, Slot};
@@ -34,6 +38,7 @@ pub(super) struct PlacementRequest<'a> {
 
 /// The state of the engines and siblings at one moment.
 pub(super) struct EngineView<'a> {
+    pub now: f64,
     pub metrics: &'a [ScrapedMetrics],
     /// The gauges that siblings published, and the age of the oldest of them in seconds.
     pub others: &'a [ReplayLoad],
@@ -47,6 +52,18 @@ pub(super) struct EngineView<'a> {
 pub(super) struct Placed {
     pub upstream: usize,
     pub uncached: u64,
+    /// The tokens before the first token, its own included, and the forecast of its time.
+    pub tokens: u64,
+    pub forecast: Duration,
+}
+
+/// What a balancer has learnt of an upstream's first tokens.
+#[derive(Clone, Copy, Debug, Default)]
+struct LearntPace {
+    terms: ForecastTerms,
+    answers: u32,
+    /// Since when the engine reads the prompt at the head of the backlog.
+    head_since: f64,
 }
 
 /// One balancer of the replay, with its own index and gauges.
@@ -55,6 +72,7 @@ pub(super) struct ReplayBalancer {
     index: Index,
     slots: Vec<Slot>,
     own: Vec<ReplayLoad>,
+    paces: Vec<LearntPace>,
     dice: Dice,
     turn: u64,
     // Reused, so that a choice allocates nothing.
@@ -79,6 +97,7 @@ impl ReplayBalancer {
             index,
             slots,
             own: vec![ReplayLoad::default(); upstreams],
+            paces: vec![LearntPace::default(); upstreams],
             // Round-robin balancers begin at different upstreams.
             turn: dice.roll() >> 32,
             dice,
@@ -123,12 +142,17 @@ impl ReplayBalancer {
         };
         let chosen = self.candidates.iter().find(|candidate| candidate.index == upstream);
         let uncached = chosen.map_or(ask.tokens, |chosen| chosen.uncached);
+        let tokens = chosen.map_or(ask.tokens, tokens_before);
+        let forecast = chosen.map_or(Duration::ZERO, forecast);
         self.learn(ask, upstream);
         let gauges = &mut self.own[upstream];
+        if gauges.backlog == 0 {
+            self.paces[upstream].head_since = view.now;
+        }
         gauges.active += 1;
         gauges.context += ask.tokens;
         gauges.backlog += uncached;
-        Placed { upstream, uncached }
+        Placed { upstream, uncached, tokens, forecast }
     }
 
     /// Learns a request that this balancer or a sibling sent to an upstream.
@@ -137,9 +161,19 @@ impl ReplayBalancer {
         self.index.learn(&self.chain, ask.end, self.slots[upstream]);
     }
 
-    /// Records the first byte of an answer.
-    pub(super) fn first_byte(&mut self, placed: Placed) {
+    /// Records the first byte of an answer, which came at `now`, so long after the choice.
+    pub(super) fn first_byte(&mut self, placed: Placed, now: f64, time: Duration) {
         self.own[placed.upstream].backlog -= placed.uncached;
+        let pace = &mut self.paces[placed.upstream];
+        pace.terms = pace.terms.corrected(placed.tokens, time, pace.answers);
+        pace.answers += 1;
+        pace.head_since = now;
+    }
+
+    /// Records that an engine refused a request.
+    pub(super) fn refused(&mut self, placed: Placed, tokens: u64) {
+        self.own[placed.upstream].backlog -= placed.uncached;
+        self.ended(placed, tokens);
     }
 
     /// Records the end of an answer.
@@ -159,7 +193,9 @@ impl ReplayBalancer {
         let block_tokens = ask.block as f64 / parts as f64;
         let terms = self.hits.terms(PromptSize { tokens: ask.tokens, block_tokens });
         for (index, slot) in self.slots.iter().enumerate() {
-            let all = self.own[index].and(view.others[index]);
+            let own = self.own[index];
+            let all = own.and(view.others[index]);
+            let LearntPace { terms: pace, head_since, .. } = self.paces[index];
             let mut candidate = Candidate {
                 index,
                 backlog: all.backlog,
@@ -171,10 +207,15 @@ impl ReplayBalancer {
                 cold: 0,
                 hit: 0,
                 uncached: 0,
+                own_backlog: own.backlog,
+                head_millis: ((view.now - head_since) * 1e3) as u32,
+                terms: pace,
             };
             self.hits.weigh(Some(*slot), &terms, &mut candidate);
             if self.policy == ReplayPolicy::Oracle {
                 (view.reveal)(index, &self.hits, &mut candidate);
+                // What is left of it.
+                candidate.own_backlog = 0;
             } else {
                 // Rivals count in the blocks of the load.
                 candidate.hit /= parts as u64;

@@ -130,6 +130,7 @@ fn blocks(scene: &Scene<'_>, at: usize) -> f64 {
 mod tests {
     use super::*;
     use crate::pick::Candidate;
+    use crate::pick::forecast::terms::ForecastTerms;
     use crate::simulate::scene::ScrapedMetrics;
 
     const BLOCK: usize = 10;
@@ -148,6 +149,9 @@ mod tests {
             cold,
             hit,
             uncached,
+            own_backlog: 0,
+            head_millis: 0,
+            terms: ForecastTerms::default(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! The results of a replay, as a row of numbers.
 
+use std::time::Duration;
+
 use serde::Serialize;
 
 use crate::engine::batch::GenerationSummary;
@@ -12,6 +14,8 @@ pub struct Life {
     pub cached: usize,
     /// Seconds to the first token, between two tokens, and to the end.
     pub first: f64,
+    /// The difference between the forecast and the time to the first token, as a share of the latter.
+    pub forecast_error: f64,
     pub between: Option<f64>,
     pub end: f64,
 }
@@ -36,18 +40,22 @@ pub struct ReportRow {
     pub imbalance: f64,
     /// The number of engines without a request.
     pub idle: usize,
+    /// The median difference between forecast and time to the first token, as a share of the latter.
+    pub forecast_error: f64,
 }
 
 // === impl Life ===
 
 impl Life {
-    pub fn new(upstream: usize, summary: &GenerationSummary, now: f64) -> Self {
+    pub fn new(upstream: usize, summary: &GenerationSummary, now: f64, forecast: Duration) -> Self {
         let gaps = summary.output_tokens.saturating_sub(1);
+        let first = summary.first_token - summary.arrived;
         Life {
             upstream,
             prompt: summary.prompt_tokens,
             cached: summary.cached_tokens,
-            first: summary.first_token - summary.arrived,
+            first,
+            forecast_error: (forecast.as_secs_f64() - first).abs() / first.max(f64::MIN_POSITIVE),
             between: (gaps > 0).then(|| (now - summary.first_token) / gaps as f64),
             end: now - summary.arrived,
         }
@@ -63,6 +71,8 @@ impl ReportRow {
         let sum = |of: fn(&Life) -> usize| lives.iter().map(of).sum::<usize>() as f64;
         let mut first: Vec<f64> = lives.iter().map(|life| life.first).collect();
         first.sort_by(f64::total_cmp);
+        let mut errors: Vec<f64> = lives.iter().map(|life| life.forecast_error).collect();
+        errors.sort_by(f64::total_cmp);
         let between: Vec<f64> = lives.iter().filter_map(|life| life.between).collect();
         let end: Vec<f64> = lives.iter().map(|life| life.end).collect();
         let most = requests.iter().max().copied().unwrap_or(0);
@@ -79,6 +89,7 @@ impl ReportRow {
             end_to_end: mean(&end),
             imbalance: (most * upstreams) as f64 / lives.len().max(1) as f64,
             idle: requests.iter().filter(|requests| **requests == 0).count(),
+            forecast_error: percentile(&errors, 50),
         }
     }
 }
@@ -95,7 +106,7 @@ fn percentile(sorted: &[f64], hundredths: usize) -> f64 {
 
 /// Formats the heads of the columns, and one line for each row.
 pub fn table(rows: &[ReportRow]) -> String {
-    let heads = ["policy", "hits", "ttft", "p50", "p90", "p99", "between", "end", "most", "idle"];
+    let heads = ["policy", "hits", "ttft", "p50", "p90", "p99", "between", "end", "most", "idle", "forecast"];
     let mut cells = vec![heads.map(str::to_owned)];
     let seconds = |value: f64| if value < 99.995 { format!("{value:.2}") } else { format!("{value:.0}") };
     cells.extend(rows.iter().map(|row| {
@@ -110,11 +121,12 @@ pub fn table(rows: &[ReportRow]) -> String {
             seconds(row.end_to_end),
             format!("{:.2}", row.imbalance),
             row.idle.to_string(),
+            format!("{:.0}%", 100.0 * row.forecast_error),
         ]
     }));
     let width = |column: usize| cells.iter().map(|row| row[column].len()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..heads.len()).map(width).collect();
-    let line = |row: &[String; 10]| {
+    let line = |row: &[String; 11]| {
         let first = format!("{:<width$}", row[0], width = widths[0]);
         let rest = row.iter().zip(&widths).skip(1).map(|(cell, width)| format!("  {cell:>width$}"));
         first + &rest.collect::<String>() + "\n"
@@ -149,6 +161,7 @@ mod tests {
             prompt: 100,
             cached: 30,
             first,
+            forecast_error: 0.1 * first,
             between: (upstream == 0).then_some(0.02),
             end: 2.0 * first,
         };
@@ -161,6 +174,7 @@ mod tests {
         assert_eq!((row.requests, row.refused, row.idle), (4, 2, 2));
         assert_eq!((row.hits, row.ttft_mean, row.ttft_p50, row.ttft_p90), (0.3, 39.0, 2.0, 150.0));
         assert_eq!((row.inter_token, row.end_to_end, row.imbalance), (0.02, 78.0, 3.0));
+        assert_eq!(row.forecast_error, 0.2);
         let nothing = ReportRow::new("work", 4, &[], 0);
         assert_eq!((nothing.requests, nothing.ttft_p99, nothing.imbalance), (0, 0.0, 0.0));
     }

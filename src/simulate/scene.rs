@@ -87,6 +87,7 @@ fn common(one: &[u64], other: &[u64]) -> usize {
 mod tests {
     use super::*;
     use crate::engine::batch::{EngineLimits, EngineRequest, Finish, Timing};
+    use crate::pick::forecast::terms::ForecastTerms;
 
     #[test]
     fn counts_the_shared_leading_blocks_of_two_chains() {
@@ -126,6 +127,9 @@ mod tests {
             cold: 100,
             hit: 2,
             uncached: 80,
+            own_backlog: 0,
+            head_millis: 0,
+            terms: ForecastTerms::default(),
         };
         let seen = |engine: &SimulatedEngine, prompt: &[u64]| {
             let pending = |(_, left)| PendingPrefill { prompt: &chain, tokens: 100, left };

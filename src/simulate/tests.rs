@@ -236,6 +236,33 @@ fn balancers_with_an_exchange_hit_as_often_as_one() {
     assert!(shared > one - 0.02 && alone < one - 0.15, "{one} {shared} {alone}");
 }
 
+/// The engines read three times as fast as forecasts assume at first. Caches are too small for all agents, so
+/// that some prompts are read that were believed to be held.
+#[test]
+fn forecasts_come_true_on_engines_of_another_pace() {
+    let mut agents = Shape::Agents.load(1);
+    agents.sessions.truncate(40);
+    let mut dice = Dice::of(5, 78);
+    let mut one = |number: u64| {
+        let mut turn = |turn: usize| ConversationTurn {
+            wait: 2.0 + 8.0 * dice.unit(),
+            prompt: 3000 + (3000.0 * (turn as f64 + dice.unit())) as usize,
+            output: 150,
+        };
+        let turns: Vec<ConversationTurn> = (0..8).map(&mut turn).collect();
+        session(number as f64 * 0.5, number % 3, 2048, number, turns)
+    };
+    let conversations = Workload { block: BLOCK, sessions: (0..80).map(&mut one).collect() };
+    let mut found = Vec::new();
+    for (load, upstreams, cache) in [(agents, 3, 1500), (conversations, 4, 2000)] {
+        let setup = Setup { open: true, speed: 3.0, cache_tokens: cache * BLOCK, ..setup(upstreams, 1) };
+        let row = run(&load, setup, WORK).expect("there is room");
+        found.push((row.requests, row.forecast_error));
+    }
+    assert!(found[0].0 > 1000 && found[1].0 == 640, "{found:?}");
+    assert!(found[0].1 < 0.2 && found[1].1 < 0.2, "{found:?}");
+}
+
 #[test]
 fn rejects_more_upstreams_than_the_index_has_room_for() {
     let load = Workload { block: BLOCK, sessions: Vec::new() };

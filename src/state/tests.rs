@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::observe::Observer;
+use crate::pick::forecast::terms::ForecastTerms;
 use crate::prompt::chain::thinning::expected_beyond;
 use crate::prompt::session::SessionOrigin;
 
@@ -39,6 +40,9 @@ fn candidates(state: &State, lookup: &PromptLookup) -> Vec<Candidate> {
         cold: tokens,
         hit: 0,
         uncached: tokens,
+        own_backlog: 0,
+        head_millis: 0,
+        terms: ForecastTerms::default(),
     };
     let mut candidates: Vec<Candidate> = (0..3).map(empty).collect();
     state.weigh(lookup, 2.0, &mut Hits::default(), &mut candidates, |candidate| candidate.index);

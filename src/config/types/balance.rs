@@ -63,6 +63,23 @@ impl Preset {
     }
 }
 
+/// What becomes of a request whose `x-slo-ttft-ms` no upstream's forecast meets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SloRule {
+    /// The header is not read.
+    #[default]
+    Ignore,
+    /// The request waits in the queue until a forecast meets it.
+    Queue,
+    /// The request is rejected.
+    Reject,
+}
+
+impl NamedChoice for SloRule {
+    const NAMES: &'static [&'static str] = &["ignore", "queue", "reject"];
+    const VALUES: &'static [Self] = &[SloRule::Ignore, SloRule::Queue, SloRule::Reject];
+}
+
 /// The size of the index of the prompts that were sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefixIndex {

@@ -108,6 +108,9 @@ async fn counts_a_later_start_as_a_new_incarnation_and_keeps_unreported_values()
     ];
     for (at, ((started, cache_tokens), expected)) in table.into_iter().enumerate() {
         let running = Some(at as u64);
+        let before = keeper.fleet.snapshot_owned();
+        let (second, now) = (Duration::from_secs(1), super::super::now());
+        before.entries[0].upstream.correct_forecast(8_000, second, second, now);
         let metrics = EngineMetrics { running, started, cache_tokens, ..EngineMetrics::default() };
         handle(&mut keeper, KeeperMessage::Metrics { id, metrics });
         let is_new = changes.has_changed().expect("the fleet lives");
@@ -115,6 +118,8 @@ async fn counts_a_later_start_as_a_new_incarnation_and_keeps_unreported_values()
         let snapshot = keeper.fleet.snapshot();
         let entry = &snapshot.entries[0];
         assert_eq!((entry.incarnation, entry.cache_tokens, is_new), expected, "row {at}");
+        let is_later = entry.incarnation > before.entries[0].incarnation;
+        assert_eq!(entry.upstream.forecast_error().is_none(), is_later, "row {at}");
     }
 }
 

@@ -128,6 +128,7 @@ impl UpstreamRecord {
         self.entry.incarnation += 1;
         self.started = None;
         self.upstream().reset_sight(&self.observer);
+        self.upstream().reset_forecast();
         self.observer.upstream_began_anew(self.upstream().name(), why);
     }
 

@@ -202,6 +202,9 @@ impl<'a, 'q> CandidateFilter<'a, 'q> {
             cold: query.tokens,
             hit: 0,
             uncached: query.tokens,
+            own_backlog: load.backlog,
+            head_millis: row.live.forecast.head_millis(self.millis),
+            terms: row.live.forecast.terms(),
         });
     }
 

@@ -32,8 +32,13 @@ impl MetricsBuilder {
 
     /// Histograms of seconds, one for each model.
     pub(super) fn histogram(&self, name: &str, help: &str) -> HistogramVec {
+        self.histogram_by(name, help, &["model"])
+    }
+
+    /// Histograms of seconds with these labels.
+    pub(super) fn histogram_by(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
         let options = HistogramOpts::new(name, help).buckets(SECONDS_BUCKETS.to_vec());
-        self.enter(HistogramVec::new(options, &["model"]))
+        self.enter(HistogramVec::new(options, labels))
     }
 
     /// Registers a metric.

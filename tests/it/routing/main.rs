@@ -5,6 +5,7 @@ mod choice;
 #[path = "../common/mod.rs"]
 mod common;
 mod conformance;
+mod forecast;
 mod many_upstreams;
 mod matching;
 mod messages_chat;

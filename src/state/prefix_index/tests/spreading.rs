@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::config::types::Balance;
+use crate::pick::forecast::terms::ForecastTerms;
 use crate::pick::{Candidate, DrawSeed, pick};
 use crate::prompt::chain::thinning::last_stored;
 
@@ -63,6 +64,9 @@ impl BurstFleet {
             cold: tokens,
             hit: 0,
             uncached: tokens,
+            own_backlog: 0,
+            head_millis: 0,
+            terms: ForecastTerms::default(),
         };
         let prompt = PromptSize { tokens, block_tokens: BLOCK_TOKENS };
         self.hits.weigh(Some(self.at[engine]), &self.hits.terms(prompt), &mut candidate);
