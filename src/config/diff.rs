@@ -77,7 +77,7 @@ mod tests {
             ("log: {requests: true}", "log"),
             ("otlp: {endpoint: \"http://otel:4318\"}", "otlp"),
             ("otlp: {sample: 0.5}", "otlp"),
-            ("otlp: {headers: {x-key: abc}}", "otlp"),
+            ("otlp: {header: {x-key: abc}}", "otlp"),
             ("shutdown: {grace: 9s}", "shutdown"),
             ("expose: true", "expose"),
         ];

@@ -72,7 +72,8 @@ def test_a_collector_that_is_busy_is_left_alone_for_as_long_as_it_asks(engine):
 
 def test_answers_that_are_garbage(engine):
     with otel.collector() as sink:
-        sink.answers = [otel.take_with_garbage, otel.no_http, otel.take, otel.refuse(400), otel.take_some(1)]
+        sink.answers = [otel.take_with_garbage, otel.no_http, otel.no_http, otel.take]
+        sink.answers += [otel.refuse(400), otel.take_some(1)]
         with over(engine, {"endpoint": sink.url}) as running:
 
             def one(number):
@@ -80,7 +81,7 @@ def test_answers_that_are_garbage(engine):
 
             one(1)
             sink.request(trace_id(50_001))
-            # No HTTP: sent again.
+            # No HTTP: on the kept connection, and on a new one.
             one(2)
             sink.request(trace_id(50_002))
             assert running.metric("vllm_lb_span_export_failures_total") == 1

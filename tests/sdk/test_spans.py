@@ -24,7 +24,7 @@ def sink():
 
 @pytest.fixture(scope="module")
 def running(engine, sink):
-    otlp = {"endpoint": sink.url, "headers": {"x-api-key": "hunter2"}, "service_name": "front"}
+    otlp = {"endpoint": sink.url, "header": {"x-api-key": "hunter2"}, "service_name": "front"}
     with over(engine, otlp) as balancer:
         yield balancer
 
@@ -222,7 +222,7 @@ def test_an_unreachable_upstream_fails_in_connect(sink):
             status, _ = running.send(traceparent=parent(trace_id(53)))
             server, phases = sink.request(trace_id(53))
     assert status == 502 and server.attributes["http.response.status_code"] == 502
-    assert server.failed and server.attributes["vllm_lb.outcome"] == "unreached"
+    assert server.failed and server.attributes["vllm_lb.outcome"] == "upstream"
     assert set(phases) == {"connect"} and phases["connect"].failed
 
 

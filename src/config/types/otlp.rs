@@ -55,7 +55,7 @@ impl SettingsTable for OtlpConfig {
             ),
         ),
         row(
-            "headers",
+            "header",
             "Headers of each export, such as the key of a vendor; their values are never shown.",
             &value(
                 |otlp: &mut Self| &mut otlp.headers,
@@ -95,7 +95,7 @@ impl SettingsTable for OtlpConfig {
 fn collector_url(text: &str) -> ReadResult<UpstreamUrl> {
     let authority = text.split_once("://").map_or("", |(_, rest)| rest.split('/').next().unwrap_or_default());
     if authority.contains('@') {
-        return Err("holds a user or password: write them as a header authorization in otlp.headers".into());
+        return Err("holds a user or password: write them as a header authorization in otlp.header".into());
     }
     url::upstream(text)
 }
