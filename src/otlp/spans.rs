@@ -56,6 +56,7 @@ pub(super) struct SpanRecord {
     status: u16,
     outcome: &'static str,
     attempts: u32,
+    forecast: Option<Duration>,
     received: u64,
     sent: u64,
     error: Option<Box<str>>,
@@ -95,6 +96,7 @@ impl SpanRecord {
             status: done.status,
             outcome: done.outcome,
             attempts: done.attempts,
+            forecast: done.forecast,
             received: done.received,
             sent: done.sent,
             error: done.error.map(|error| short(&error.to_string(), MAX_TEXT_BYTES)),
@@ -214,6 +216,7 @@ impl SpanRecord {
             ("http.request.body.size", Some(self.received)),
             ("http.response.body.size", Some(self.sent)),
             ("vllm_lb.attempts", Some(u64::from(self.attempts))),
+            ("vllm_lb.forecast_ms", self.forecast.map(millis)),
             (own_or("vllm_lb.tokens.input", "gen_ai.usage.input_tokens"), prompt_tokens),
             (own_or("vllm_lb.tokens.cached", "gen_ai.usage.cache_read.input_tokens"), cached_tokens),
             (own_or("vllm_lb.tokens.output", "gen_ai.usage.output_tokens"), output_tokens),
@@ -258,6 +261,10 @@ fn child_id(parent: SpanId, number: u64) -> SpanId {
     // Odd, so that different parents keep different children.
     const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
     u64::from_be_bytes(parent).wrapping_add(number.wrapping_mul(STEP)).max(1).to_be_bytes()
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn nanos(time: Duration) -> u64 {

@@ -28,6 +28,7 @@ pub(in crate::otlp) fn record(times: RequestTimes) -> SpanRecord {
         status: 200,
         outcome: "ok",
         attempts: 2,
+        forecast: at(250),
         received: 11,
         sent: 12,
         error: None,
@@ -108,6 +109,7 @@ fn attributes_leave_out_what_is_unknown() {
     for (name, wanted) in [
         ("http.response.status_code", 200),
         ("vllm_lb.attempts", 2),
+        ("vllm_lb.forecast_ms", 250),
         ("vllm_lb.tokens.input", 5),
         ("vllm_lb.tokens.cached", 0),
         ("http.request.body.size", 11),
