@@ -4,6 +4,7 @@
 //! continue for at most `shutdown.grace`, then the rest is cut; the keeper ends last, since requests read
 //! its snapshots.
 
+mod admin_client;
 pub mod doctor;
 mod follow;
 mod members;
@@ -13,6 +14,7 @@ pub mod run;
 mod sibling_loads;
 mod siblings;
 pub mod simulate;
+pub mod top;
 pub mod traces_export;
 mod upgrade;
 

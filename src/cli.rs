@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod engine;
 pub mod load;
 pub mod simulate;
+pub mod top;
 pub mod traces;
 
 use std::ffi::OsString;
@@ -114,6 +115,8 @@ pub enum Command {
     Engine(engine::EngineArgs),
     /// Replay traffic through the routing code on a virtual clock, one row a policy
     Simulate(simulate::SimulateArgs),
+    /// Show the upstreams and the traffic of a balancer in a terminal
+    Top(top::TopArgs),
     /// Read recorded calls
     Traces(traces::TracesArgs),
     /// Report what is wrong with upstreams and Redis, with the remedy

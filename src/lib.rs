@@ -22,7 +22,7 @@
 //! L2a  observe  logging                                 one door for logs and metrics
 //! L1   prompt route retry pick reply sse aggregate config breaker prefix_index exchange sessions doctor
 //! L1   json engine cache batch dice simulate record assemble probe_duty sight trace_context dashboard
-//! L1                                                    pure: time and chance come in
+//! L1   top                                                pure: time and chance come in
 //! L0   config::{types,setting,redis,postgres,url,values,spelling,problem,secret}  vocabulary
 //! L0   reject  names  rate                              vocabulary
 //! ```
@@ -63,4 +63,5 @@ pub mod route;
 pub mod simulate;
 pub mod sse;
 pub mod state;
+pub mod top;
 pub mod traces;

@@ -9,6 +9,7 @@ use vllm_lb::app::traces_export::ExportError;
 use vllm_lb::cli::doctor::DoctorArgs;
 use vllm_lb::cli::load::{self, LoadMode, Loaded};
 use vllm_lb::cli::simulate::SimulateArgs;
+use vllm_lb::cli::top::TopArgs;
 use vllm_lb::cli::traces::{ADMIN_TOKEN, ExportArgs};
 use vllm_lb::cli::{self, Args};
 use vllm_lb::config::types::Config;
@@ -53,6 +54,7 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
     match mode {
         LoadMode::Simulate(args) => return simulate(&args),
         LoadMode::Export(args) => return export(&args),
+        LoadMode::Top(args) => return top(&args),
         _ => {}
     }
     if let Err(error) = logging::init(&config.log, std::io::stdout().is_terminal()) {
@@ -113,6 +115,24 @@ fn export(args: &ExportArgs) -> ExitCode {
         }
         Err(ExportError::OutputClosed) => ExitCode::SUCCESS,
         Err(ExportError::Failed(problem)) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Shows a balancer's overview, without a log.
+fn top(args: &TopArgs) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let shown = runtime.map_err(|error| format!("cannot start: {error}")).and_then(|runtime| {
+        let shown = runtime.block_on(app::top::run(args, cli::environment(ADMIN_TOKEN)));
+        // A thread may still wait for a key.
+        runtime.shutdown_background();
+        shown
+    });
+    match shown {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
             eprintln!("{problem}");
             ExitCode::FAILURE
         }

@@ -3,24 +3,16 @@
 //! The answers of a balancer go to the output as they come, so that a session may be larger than memory.
 
 use std::fs::{self, File};
-use std::future::Future;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{HeaderValue, Request, Response, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Incoming;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper_util::rt::TokioIo;
+use http_body_util::BodyExt;
 use serde::Deserialize;
-use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
 
-use crate::cli::traces::{ADMIN_TOKEN, ExportArgs};
-use crate::config::types::{TraceStore, TracesConfig, UpstreamUrl};
-use crate::names::PRODUCT;
+use super::admin_client::{AdminClient, escaped};
+use crate::cli::traces::ExportArgs;
+use crate::config::types::{TraceStore, TracesConfig};
 use crate::observe::Observer;
 use crate::traces::json;
 use crate::traces::store::Store;
@@ -30,9 +22,6 @@ const MAX_SILENCE: Duration = Duration::from_secs(60);
 
 /// The largest list of sessions.
 const MAX_LIST_BYTES: usize = 1 << 30;
-
-/// The most of a refusal that is shown.
-const MAX_REFUSAL_BYTES: usize = 4096;
 
 /// Why an export ended early.
 #[derive(Debug)]
@@ -52,14 +41,6 @@ pub struct ExportSummary {
 #[derive(Deserialize)]
 struct ListedSession {
     session_id: String,
-}
-
-/// The admin listener of a balancer.
-struct AdminClient<'a> {
-    url: &'a UpstreamUrl,
-    authorization: Option<HeaderValue>,
-    /// The connection of the request before.
-    kept: Option<SendRequest<Empty<Bytes>>>,
 }
 
 /// The output, which counts what goes through it.
@@ -150,20 +131,16 @@ async fn from_balancer(
     token: Option<&str>,
     output: &mut ExportOutput<impl Write>,
 ) -> Result<ExportSummary, ExportError> {
-    let token = args.token.as_ref().map(|token| token.expose()).or(token.filter(|token| !token.is_empty()));
-    let authorization = token.map(|token| HeaderValue::try_from(format!("Bearer {token}"))).transpose();
-    let authorization =
-        authorization.map_err(|_| ExportError::Failed("the token cannot be sent in a header".into()))?;
-    let mut client = AdminClient { url: &args.admin, authorization, kept: None };
+    let mut client = AdminClient::new(&args.admin, (args.token.as_ref(), token), MAX_SILENCE)?;
     let since = args.since.map(|since| format!("since={since}"));
     let mut sessions = args.sessions.clone();
     if sessions.is_empty() {
-        sessions = client.sessions(since.as_deref()).await?;
+        sessions = self::sessions(&mut client, since.as_deref()).await?;
     }
     let mut summary = ExportSummary::default();
     for session in sessions {
         let before = output.bytes;
-        client.traces(&session, since.as_deref(), output).await?;
+        traces(&mut client, &session, since.as_deref(), output).await?;
         if output.bytes == before {
             summary.empty.push(session);
         }
@@ -171,114 +148,44 @@ async fn from_balancer(
     Ok(summary)
 }
 
-// === impl AdminClient ===
+/// The sessions that have traces, the oldest first.
+async fn sessions(client: &mut AdminClient<'_>, since: Option<&str>) -> Result<Vec<String>, ExportError> {
+    let query = since.map_or(String::new(), |since| format!("?{since}"));
+    let answer = client.get(&format!("/sessions{query}")).await?;
+    let body = client.read(answer, MAX_LIST_BYTES).await?;
+    let listed: Vec<ListedSession> = serde_json::from_slice(&body)
+        .map_err(|error| client.failed(format!("its list of sessions cannot be read: {error}")))?;
+    Ok(listed.into_iter().rev().map(|session| session.session_id).collect())
+}
 
-impl AdminClient<'_> {
-    /// The sessions that have traces, the oldest first.
-    async fn sessions(&mut self, since: Option<&str>) -> Result<Vec<String>, ExportError> {
-        let query = since.map_or(String::new(), |since| format!("?{since}"));
-        let answer = self.get(&format!("/sessions{query}")).await?;
-        let body = self.within(Limited::new(answer.into_body(), MAX_LIST_BYTES).collect()).await?;
-        let listed: Vec<ListedSession> = serde_json::from_slice(&body.to_bytes())
-            .map_err(|error| self.failed(format!("its list of sessions cannot be read: {error}")))?;
-        Ok(listed.into_iter().rev().map(|session| session.session_id).collect())
-    }
-
-    /// Copies the traces of a session to the output.
-    async fn traces(
-        &mut self,
-        session: &str,
-        since: Option<&str>,
-        output: &mut ExportOutput<impl Write>,
-    ) -> Result<(), ExportError> {
-        let since = since.map_or(String::new(), |since| format!("&{since}"));
-        let path = format!("/sessions/{}/traces?format=jsonl{since}", escaped(session));
-        let mut body = self.get(&path).await?.into_body();
-        let mut is_first = true;
-        while let Some(frame) = self.within_some(body.frame()).await? {
-            let Ok(piece) = frame.into_data() else { continue };
-            if is_first && !piece.is_empty() && piece[0] != b'{' {
-                return Err(self.failed("its answer is not of JSON lines: it may be of an older version"));
-            }
-            is_first &= piece.is_empty();
-            output.write(&piece)?;
+/// Copies the traces of a session to the output.
+async fn traces(
+    client: &mut AdminClient<'_>,
+    session: &str,
+    since: Option<&str>,
+    output: &mut ExportOutput<impl Write>,
+) -> Result<(), ExportError> {
+    let since = since.map_or(String::new(), |since| format!("&{since}"));
+    let path = format!("/sessions/{}/traces?format=jsonl{since}", escaped(session));
+    let mut body = client.get(&path).await?.into_body();
+    let mut is_first = true;
+    while let Some(frame) = client.within_some(body.frame()).await? {
+        let Ok(piece) = frame.into_data() else { continue };
+        if is_first && !piece.is_empty() && piece[0] != b'{' {
+            let what = "its answer is not of JSON lines: it may be of an older version";
+            return Err(client.failed(what).into());
         }
-        if output.last == b'\n' { Ok(()) } else { output.end_line() }
+        is_first &= piece.is_empty();
+        output.write(&piece)?;
     }
+    if output.last == b'\n' { Ok(()) } else { output.end_line() }
+}
 
-    async fn get(&mut self, path: &str) -> Result<Response<Incoming>, ExportError> {
-        let mut request = Request::get(format!("{}{path}", self.url.prefix));
-        let host = if self.url.unix.is_some() { "localhost".into() } else { self.url.authority() };
-        request = request.header(header::HOST, host).header(header::USER_AGENT, PRODUCT);
-        if let Some(authorization) = &self.authorization {
-            request = request.header(header::AUTHORIZATION, authorization);
-        }
-        let request = request.body(Empty::new()).map_err(|error| self.failed(error))?;
-        let mut kept = self.kept.take();
-        let is_open = match &mut kept {
-            Some(kept) => kept.ready().await.is_ok(),
-            None => false,
-        };
-        let mut sender = match kept.filter(|_| is_open) {
-            Some(kept) => kept,
-            None => self.connect().await?,
-        };
-        let answer = self.within(sender.send_request(request)).await?;
-        self.kept = Some(sender);
-        let status = answer.status();
-        if status.is_success() {
-            return Ok(answer);
-        }
-        let body = Limited::new(answer.into_body(), MAX_REFUSAL_BYTES).collect().await;
-        let text = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned());
-        let hint = if status == 401 {
-            format!(": give its token by --token or {ADMIN_TOKEN}")
-        } else {
-            String::new()
-        };
-        Err(self.failed(format!("{status}{hint}: {}", text.unwrap_or_default().trim())))
-    }
+// === impl ExportError ===
 
-    async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>, ExportError> {
-        match &self.url.unix {
-            Some(path) => self.begin(self.within(UnixStream::connect(path)).await?).await,
-            None => {
-                let address = (self.url.host.as_str(), self.url.port);
-                self.begin(self.within(TcpStream::connect(address)).await?).await
-            }
-        }
-    }
-
-    async fn begin(
-        &self,
-        stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-    ) -> Result<SendRequest<Empty<Bytes>>, ExportError> {
-        let (sender, connection) = self.within(handshake(TokioIo::new(stream))).await?;
-        // Its errors are those of the requests on it.
-        tokio::spawn(async move { connection.await.ok() });
-        Ok(sender)
-    }
-
-    async fn within<T, E: std::fmt::Display>(
-        &self,
-        step: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, ExportError> {
-        match timeout(MAX_SILENCE, step).await {
-            Ok(Ok(done)) => Ok(done),
-            Ok(Err(error)) => Err(self.failed(error)),
-            Err(_) => Err(self.failed(format!("silent for {MAX_SILENCE:?}"))),
-        }
-    }
-
-    async fn within_some<T, E: std::fmt::Display>(
-        &self,
-        step: impl Future<Output = Option<Result<T, E>>>,
-    ) -> Result<Option<T>, ExportError> {
-        self.within(async { step.await.transpose() }).await
-    }
-
-    fn failed(&self, what: impl std::fmt::Display) -> ExportError {
-        ExportError::Failed(format!("{}: {what}", self.url.display()))
+impl From<String> for ExportError {
+    fn from(error: String) -> Self {
+        ExportError::Failed(error)
     }
 }
 
@@ -301,19 +208,6 @@ fn of_output(error: io::Error) -> ExportError {
         ErrorKind::BrokenPipe => ExportError::OutputClosed,
         _ => ExportError::Failed(format!("cannot write: {error}")),
     }
-}
-
-/// A text as one segment of a path.
-fn escaped(text: &str) -> String {
-    let mut path = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => path.push(char::from(byte)),
-            // Dots, too: a segment of two of them would be removed.
-            _ => path.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    path
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::path::Path;
 use super::doctor::DoctorArgs;
 use super::engine::EngineArgs;
 use super::simulate::SimulateArgs;
+use super::top::TopArgs;
 use super::traces::{ExportArgs, TracesCommand};
 use super::{Args, Command};
 use crate::config::check::{self, ConfigDraft};
@@ -46,6 +47,8 @@ pub enum LoadMode {
     Export(Box<ExportArgs>),
     /// Ask upstreams and Redis, and report what is wrong.
     Doctor(Box<DoctorArgs>),
+    /// Show the overview of a balancer.
+    Top(Box<TopArgs>),
 }
 
 /// All problems, one line each; the exit code is `EXIT_USAGE`.
@@ -87,6 +90,7 @@ pub fn load(mut args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Lo
     let mode = match args.command {
         Some(Command::Engine(engine)) => LoadMode::Engine(Box::new(engine)),
         Some(Command::Simulate(simulate)) => LoadMode::Simulate(Box::new(simulate)),
+        Some(Command::Top(top)) => LoadMode::Top(Box::new(top)),
         Some(Command::Traces(traces)) => match traces.command {
             TracesCommand::Export(export) => LoadMode::Export(Box::new(export)),
         },

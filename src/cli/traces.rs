@@ -64,12 +64,14 @@ pub struct ExportArgs {
     pub output: Option<PathBuf>,
 }
 
-fn admin(text: &str) -> Result<UpstreamUrl, String> {
+/// Parses the URL of an admin listener.
+pub(super) fn admin(text: &str) -> Result<UpstreamUrl, String> {
     let url = url::upstream(text)?;
     if url.https { Err("the admin listener speaks http: write http://host:port".into()) } else { Ok(url) }
 }
 
-fn token(text: &str) -> Result<Secret, String> {
+/// Parses a token.
+pub(super) fn token(text: &str) -> Result<Secret, String> {
     values::secret(text)
 }
 

@@ -46,6 +46,8 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("engine::dice", Level::Pure),
     ("simulate", Level::Pure),
     ("dashboard", Level::Pure),
+    // What is shown of an overview; the terminal and the connection are the assembly's.
+    ("top", Level::Pure),
     ("config::types", Level::Word),
     ("config::setting", Level::Word),
     ("config::redis", Level::Word),
