@@ -84,6 +84,12 @@ function plotSpan(_, low, high) {
   return [Math.max(high - PLOT_SPAN, Math.min(low, high - LEAST_PLOT_SPAN)), high];
 }
 
+// Times of the axis; seconds stand there only where they differ.
+function tickTimes(_, ticks) {
+  const isFine = ticks.length > 1 && ticks[1] - ticks[0] < 60;
+  return ticks.map((tick) => (isFine ? clock(tick) : clock(tick).slice(0, 5)));
+}
+
 // A panel with one plot. `series` are {label, color, dash, value(history, age)}.
 class PlotPanel {
   constructor(title, unit, series, options = {}) {
@@ -174,7 +180,7 @@ class PlotPanel {
             ...axis,
             size: 24,
             space: 70,
-            values: (_, ticks) => ticks.map((tick) => clock(tick).slice(0, 5)),
+            values: tickTimes,
           },
           { ...axis, size: 54, space: 30, values: (_, ticks) => ticks.map((tick) => this.unit(tick)) },
         ],

@@ -21,7 +21,7 @@ const TILES = [
     note: (frame, totals) => {
       const share = totals.share("errors", "requests");
       return isNumber(share)
-        ? `${percent(share)} of requests, 1 min`
+        ? `${percent(share)} in 1 min`
         : `${compact(frame.totals.errors)} so far`;
     },
     lines: [(totals, age) => totals.rate("errors", age)],

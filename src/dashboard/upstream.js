@@ -134,10 +134,11 @@ function renderUpstream() {
   if (!row) return;
   showBadge(page.state, row.state, stateOf(row));
   showBadge(page.sight, row.sight, sightOf(row));
+  setHidden(page.sight.node, !row.sight);
   setText(page.drain, row.drained ? "Undrain…" : "Drain…");
   const why = [];
   if (row.reason) why.push(`${stateOf(row).word}: ${row.reason}.`);
-  why.push(`Sight: ${sightOf(row).words}${row.sight_reason ? ` (${row.sight_reason})` : ""}.`);
+  if (row.sight) why.push(`Sight: ${sightOf(row).words}${row.sight_reason ? ` (${row.sight_reason})` : ""}.`);
   setText(page.reason, why.join(" "));
   page.facts.show({
     URL: row.url,

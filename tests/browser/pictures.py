@@ -12,6 +12,8 @@ from playwright.sync_api import sync_playwright
 import stub
 
 ENGINES = 8
+# As fast as one H100, with a cache that the conversations fill.
+OPTIONS = ("--speed", "1", "--cache-tokens", "40000")
 # Seconds of traffic before the first picture.
 WARM_UP = 150
 # The largest picture, in bytes.
@@ -47,12 +49,12 @@ def main():
     import watched
 
     with contextlib.ExitStack() as running:
-        balancer = running.enter_context(watched.balancer(engines=ENGINES, speed=1))
+        balancer = running.enter_context(watched.balancer(engines=ENGINES, options=OPTIONS))
         browser = running.enter_context(sync_playwright()).chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
         running.callback(browser.close)
-        running.enter_context(watched.Traffic(balancer, clients=20, tokens=160, pause=4.0))
+        running.enter_context(watched.Traffic(balancer, clients=36, tokens=160, pause=5.0, length=600))
         page = browser.new_page()
         page.goto(balancer.admin)
         page.wait_for_timeout(WARM_UP * 1000)

@@ -106,7 +106,7 @@ def test_explains_a_decision(visit, balancers):
     # The pieces of the bars are the terms of the cost by the knobs of the running configuration.
     assert page.page.locator("#decision .t-missing").count() >= 3
     assert page.page.locator("#decision .t-whole").count() == 0
-    page.page.get_by_text("The terms as numbers").click()
+    page.page.locator("#decision summary").click()
     table = page.page.get_by_role("table", name="The terms as numbers")
     assert table.get_by_role("row").count() == 4
     assert str(decision["prompt_tokens"]) in said.replace(",", "")

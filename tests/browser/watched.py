@@ -153,14 +153,14 @@ class RunningBalancer:
 
 
 @contextlib.contextmanager
-def balancer(engines=2, token=None, speed=10, **settings):
-    """A balancer that records every call over so many engines, `gpu-0` and on."""
+def balancer(engines=2, token=None, options=("--speed", "10"), **settings):
+    """A balancer that records every call over so many engines with these options, `gpu-0` and on."""
     ports = harness.free_ports(engines + 2)
     (listen, admin), ports = ports[:2], ports[2:]
     with contextlib.ExitStack() as running:
         children = {}
         for at, port in enumerate(ports):
-            command = [harness.binary(), "engine", "--speed", str(speed), "--port", str(port)]
+            command = [harness.binary(), "engine", "--port", str(port), *options]
             children[f"gpu-{at}"] = running.enter_context(engine_process(command, port))
         folder = pathlib.Path(running.enter_context(tempfile.TemporaryDirectory()))
         urls = [f"http://127.0.0.1:{port}" for port in ports]
@@ -199,9 +199,9 @@ def engine_process(command, port):
 class Traffic:
     """Clients that hold conversations until the block ends."""
 
-    def __init__(self, target, clients=4, tokens=24, pause=0.0):
-        """`pause`: the most seconds that a client thinks before a turn."""
-        self.target, self.tokens, self.pause = target, tokens, pause
+    def __init__(self, target, clients=4, tokens=24, pause=0.0, length=60):
+        """`pause`: the most seconds before a turn; `length`: the sentences of a conversation's first prompt."""
+        self.target, self.tokens, self.pause, self.length = target, tokens, pause, length
         self.stopped = threading.Event()
         self.threads = [threading.Thread(target=self.talk, args=(at,)) for at in range(clients)]
 
@@ -209,7 +209,7 @@ class Traffic:
         turn, words, dice = 0, "", random.Random(client)
         while not self.stopped.wait(self.pause * dice.random()):
             if turn % 12 == 0:
-                words = f"Conversation {client}, part {turn}. " + "Tell me about caches. " * 60
+                words = f"Conversation {client}, part {turn}. " + "Tell me about caches. " * self.length
             turn += 1
             words += f"Turn {turn} of this conversation. " * dice.randint(4, 40)
             # Requests to an engine that is killed may fail.
