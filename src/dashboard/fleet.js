@@ -241,10 +241,11 @@ function meter() {
   return { node: make("span", { class: "meter", "aria-hidden": "true" }, bar), bar };
 }
 
-function showMeter(shown, share) {
+// `canFill`: a share near 1 is a limit that is near.
+function showMeter(shown, share, canFill = true) {
   const width = `${(Math.min(Math.max(isNumber(share) ? share : 0, 0), 1) * 100).toFixed(0)}%`;
   if (shown.bar.style.width !== width) shown.bar.style.width = width;
-  setAttribute(shown.node, "data-full", share > 0.9 ? "" : null);
+  setAttribute(shown.node, "data-full", canFill && share > 0.9 ? "" : null);
 }
 
 function createRow(name) {
@@ -315,7 +316,7 @@ function renderRow(row, upstream, most) {
     "title",
     upstream.active_elsewhere > 0 ? "in flight from other balancers" : null,
   );
-  showMeter(row.load, upstream.active / (limit || most));
+  showMeter(row.load, upstream.active / (limit || most), Boolean(limit));
   setText(row.queued, compact(upstream.queued));
   setText(row.backlog, compact(upstream.backlog));
   showMeter(row.cache, upstream.kv_usage);

@@ -10,7 +10,7 @@ function usageCell(value, share) {
     node.bar ??= meter();
     node.words ??= make("span", { class: "num" });
     if (!node.firstChild) node.append(node.bar.node, node.words);
-    showMeter(node.bar, share);
+    showMeter(node.bar, share, false);
     setText(node.words, value);
   };
 }

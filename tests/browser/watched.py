@@ -200,7 +200,7 @@ class Traffic:
     """Clients that hold conversations until the block ends."""
 
     def __init__(self, target, clients=4, tokens=24, pause=0.0, length=60):
-        """`pause`: the most seconds before a turn; `length`: the sentences of a conversation's first prompt."""
+        """`pause`: the most seconds before a turn; `length`: sentences that begin a conversation."""
         self.target, self.tokens, self.pause, self.length = target, tokens, pause, length
         self.stopped = threading.Event()
         self.threads = [threading.Thread(target=self.talk, args=(at,)) for at in range(clients)]
