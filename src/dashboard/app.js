@@ -99,37 +99,32 @@ const STREAM_WORDS = {
   token: ["Token needed", "bad"],
 };
 
+let streamState = "connecting";
+
 function showStream({ state, reason, wait }) {
   const [word, tone] = STREAM_WORDS[state];
   const pill = byId("stream");
   setText(pill, word);
   setAttribute(pill, "data-tone", tone);
-  const since = store.frame ? ` The numbers are of ${clock(store.frame.time)}.` : "";
-  const titles = {
-    live: "The numbers are live.",
-    lost: `${reason}; next try in ${((wait ?? 0) / 1000).toFixed(1)} s.${since}`,
-    token: "The balancer asks for a token.",
-  };
-  setAttribute(pill, "title", titles[state] ?? "");
   const isLive = state === "live";
   setAttribute(document.body, "data-stale", !isLive && store.frame ? "" : null);
   if (state === "lost" && streamState === "live") announce("The connection to the balancer is lost.");
   if (isLive && streamState !== "live" && streamState !== "connecting") announce("The connection is back.");
   if (state !== "reconnecting") streamState = state;
-  showLoading(state);
+  const isFirst = state === "connecting" && !store.frame;
+  setHidden(byId("connection"), isLive || isFirst);
+  const words = connectionWords(state, reason, wait);
+  if (words) setText(byId("connection-text"), words);
+  setHidden(byId("connection-retry"), state === "token");
+  if (!store.frame) setText(byId("fleet-empty"), isFirst ? "Loading" : "There is nothing to show yet.");
   if (state === "token") needToken();
 }
 
-let streamState = "connecting";
-
-function showLoading(state) {
-  if (store.frame) return;
-  const words = {
-    token: "Enter the token of the admin listener to see the fleet.",
-    lost: "The balancer cannot be reached. The page tries again.",
-  };
-  setText(byId("fleet-empty"), words[state] ?? "Loading");
-  setHidden(byId("fleet-empty"), false);
+function connectionWords(state, reason, wait) {
+  const since = store.frame ? ` The numbers are of ${clock(store.frame.time)}.` : "";
+  if (state === "token") return `The balancer asks for the token of its admin listener.${since}`;
+  if (state !== "lost") return "";
+  return `No live numbers: ${reason}.${since} The next try follows within ${Math.ceil(wait / 1000)} s.`;
 }
 
 function renderHeader() {
@@ -215,6 +210,7 @@ buildBalancers();
 buildDecisions();
 buildActions();
 buildToken();
+byId("connection-retry").addEventListener("click", () => live.start());
 addEventListener("hashchange", openRoute);
 addEventListener("online", () => live.start());
 openRoute();

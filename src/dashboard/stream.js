@@ -42,14 +42,16 @@ async function call(method, path, body) {
     throw new CallError(0, late ? "the balancer did not answer in time" : "the balancer cannot be reached");
   }
   if (answer.status === 401) needToken();
+  if (!answer.ok) throw await refusal(answer);
+  return answer.json().catch(() => null);
+}
+
+// The error of an answer that is none of success.
+async function refusal(answer) {
   const content = await answer.json().catch(() => null);
-  if (answer.ok) return content;
   const said = content?.error ?? content?.detail ?? `status ${answer.status}`;
-  throw new CallError(
-    answer.status,
-    typeof said === "string" ? said : JSON.stringify(said),
-    content?.problems,
-  );
+  const words = typeof said === "string" ? said : JSON.stringify(said);
+  return new CallError(answer.status, words, content?.problems);
 }
 
 // The live stream. `onFrame` gets each overview, `onState` the state of the connection: `connecting`, `live`,
@@ -96,7 +98,7 @@ class LiveStream {
     try {
       const options = { headers: withToken({ accept: "text/event-stream" }), cache: "no-store" };
       const answer = await fetch(STREAM_PATH, { ...options, signal: abort.signal });
-      if (!answer.ok) throw new CallError(answer.status, `status ${answer.status}`);
+      if (!answer.ok) throw await refusal(answer);
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       const parser = new EventParser((event) => this.event(event));
       for (;;) {
@@ -106,7 +108,9 @@ class LiveStream {
         parser.push(value);
       }
     } catch (error) {
-      throw abort.signal.aborted && abort.signal.reason instanceof Error ? abort.signal.reason : error;
+      if (abort.signal.aborted && abort.signal.reason instanceof Error) throw abort.signal.reason;
+      // How browsers word a connection that failed differs.
+      throw error instanceof TypeError ? new Error("the balancer cannot be reached") : error;
     } finally {
       clearTimeout(watch);
     }

@@ -20,9 +20,7 @@ const TILES = [
     value: (totals) => compact(totals.rate("errors")),
     note: (frame, totals) => {
       const share = totals.share("errors", "requests");
-      return isNumber(share)
-        ? `${percent(share)} in 1 min`
-        : `${compact(frame.totals.errors)} so far`;
+      return isNumber(share) ? `${percent(share)} in 1 min` : `${compact(frame.totals.errors)} so far`;
     },
     lines: [(totals, age) => totals.rate("errors", age)],
   },
