@@ -76,7 +76,7 @@ function askDrain(name) {
   if (!row) return;
   const drain = !row.drained;
   const words = drain
-    ? `${name} gets no new requests. The ${plural(row.active, "request")} in flight there go on to their end.`
+    ? `${name} gets no new requests. Requests in flight there (${count(row.active)}) go on to their end.`
     : `${name} gets requests again as soon as its probes are good.`;
   ask({
     title: drain ? `Drain ${name}?` : `Undrain ${name}?`,

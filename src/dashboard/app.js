@@ -115,7 +115,7 @@ function showStream({ state, reason, wait }) {
   setHidden(byId("connection"), isLive || isFirst);
   const words = connectionWords(state, reason, wait);
   if (words) setText(byId("connection-text"), words);
-  setHidden(byId("connection-retry"), state === "token");
+  setText(byId("connection-retry"), state === "token" ? "Enter the token" : "Try now");
   if (!store.frame) setText(byId("fleet-empty"), isFirst ? "Loading" : "There is nothing to show yet.");
   if (state === "token") needToken();
 }
@@ -210,7 +210,9 @@ buildBalancers();
 buildDecisions();
 buildActions();
 buildToken();
-byId("connection-retry").addEventListener("click", () => live.start());
+byId("connection-retry").addEventListener("click", () =>
+  streamState === "token" ? openToken("") : live.start(),
+);
 addEventListener("hashchange", openRoute);
 addEventListener("online", () => live.start());
 openRoute();

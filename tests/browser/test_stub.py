@@ -146,7 +146,7 @@ def test_asks_for_the_token_and_uses_it(visit, serve):
     page.page.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
     assert page.text("#stream") == "Token needed"
-    page.page.get_by_role("button", name="Token", exact=True).click()
+    page.page.get_by_role("button", name="Enter the token").click()
     page.page.get_by_label("Token", exact=True).last.fill("open-sesame")
     page.page.keyboard.press("Enter")
     page.is_live()
