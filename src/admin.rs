@@ -38,7 +38,8 @@ use serde_json::json;
 
 use crate::config::render;
 use crate::config::types::Config;
-use crate::observe::UpstreamGauges;
+use crate::fleet::UpstreamState;
+use crate::observe::{ExpositionFormat, UpstreamGauges};
 use answer::{AdminReject, answer, not_allowed, respond, typed_answer};
 use guard::Protection;
 use live::LiveFeed;
@@ -153,7 +154,7 @@ impl AdminApi {
             "/" => page::page(&request),
             "/live" | "/health" if method == Method::GET => answer(StatusCode::OK, &json!({"status": "ok"})),
             "/ready" if method == Method::GET => self.ready(),
-            "/metrics" if method == Method::GET => self.metrics(),
+            "/metrics" if method == Method::GET => self.metrics(request.headers()),
             "/admin/config" if method == Method::GET => {
                 answer(StatusCode::OK, &render::json(&self.config.load()))
             }
@@ -209,7 +210,9 @@ impl AdminApi {
         answer(status, &json!({"ready": is_ready, "upstreams": ready, "of": all}))
     }
 
-    fn metrics(&self) -> Response<Bytes> {
+    fn metrics(&self, headers: &HeaderMap) -> Response<Bytes> {
+        let accept = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let format = ExpositionFormat::accepted(accept);
         let (snapshot, now) = (self.parts.fleet.snapshot(), Instant::now());
         let gauges: Vec<UpstreamGauges<'_>> = snapshot
             .entries
@@ -220,11 +223,14 @@ impl AdminApi {
                 UpstreamGauges {
                     upstream: entry.upstream.name(),
                     ready: entry.is_ready(),
+                    states: UpstreamState::ALL.map(|state| (state.label(), state == entry.state())),
                     active: load.active,
+                    siblings_active: entry.upstream.siblings().active,
                     backlog: load.backlog,
                     context: load.context,
                     incarnation: entry.incarnation,
                     foreign: telling.and_then(|telling| telling.foreign),
+                    unaccounted: telling.and_then(|telling| telling.unaccounted),
                     kv_usage: telling.and_then(|telling| telling.kv_usage),
                     cache_tokens: entry.cache_tokens,
                     sight: entry.upstream.sight().state,
@@ -235,8 +241,11 @@ impl AdminApi {
         self.parts.observer.index_size(size.blocks, size.pairs, size.bytes);
         let (calls, bytes, stored) = self.parts.traces.sizes();
         self.parts.observer.trace_sizes(calls, bytes, stored);
-        let text = self.parts.observer.render(&gauges);
-        typed_answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into())
+        let page = self.parts.observer.render(format, &gauges);
+        // After the page, so that it shows the last counts of an upstream that has left.
+        let has_upstream = |name: &str| snapshot.by_name(name).is_some();
+        self.parts.observer.forget_series(has_upstream, |model| snapshot.serves_model(model));
+        typed_answer(StatusCode::OK, format.content_type(), page.into())
     }
 
     async fn reload(&self) -> Response<Bytes> {

@@ -31,7 +31,7 @@ use std::sync::atomic::AtomicBool;
 use log::{error, info, warn};
 
 pub use gauge_guard::GaugeGuard;
-pub use metrics::UpstreamGauges;
+pub use metrics::{ExpositionFormat, UpstreamGauges, resident_bytes};
 
 use decisions::Decisions;
 use metrics::Metrics;
@@ -68,11 +68,18 @@ impl Observer {
         &self.0.usage
     }
 
-    /// The text exposition of all metrics, and of the upstreams' gauges as they are now.
-    pub fn render(&self, upstreams: &[UpstreamGauges<'_>]) -> Vec<u8> {
-        let mut text = self.metrics().render();
-        text.extend_from_slice(metrics::upstream_gauges(upstreams).as_bytes());
-        text
+    /// The page of all metrics, and of the upstreams' gauges as they are now.
+    pub fn render(&self, format: ExpositionFormat, upstreams: &[UpstreamGauges<'_>]) -> Vec<u8> {
+        self.metrics().render(format, upstreams)
+    }
+
+    /// Removes the series of upstreams and models that have gone.
+    pub fn forget_series(&self, has_upstream: impl Fn(&str) -> bool, serves_model: impl Fn(&str) -> bool) {
+        self.metrics().forget(&|label, value| match label {
+            "upstream" => !value.is_empty() && !has_upstream(value),
+            "model" => value != metrics::OTHER_MODEL && !serves_model(value),
+            _ => false,
+        });
     }
 
     /// The numbers of an upstream, for display.
@@ -84,10 +91,10 @@ impl Observer {
     pub fn balancer_traffic(&self) -> BalancerTraffic {
         let (metrics, level) = (self.metrics(), |gauge: i64| u64::try_from(gauge).unwrap_or(0));
         BalancerTraffic {
-            in_flight: level(metrics.in_flight.get()),
-            queued: level(metrics.queued.get()),
+            in_flight: level(metrics.requests.in_flight.get()),
+            queued: level(metrics.requests.queued.get()),
             connections: level(metrics.connections.get()),
-            peeked_bytes: level(metrics.peeked_bytes.get()),
+            peeked_bytes: level(metrics.requests.peeked_bytes.get()),
             ..self.traffic().balancer()
         }
     }
@@ -136,7 +143,7 @@ mod tests {
     use super::*;
 
     fn page(observer: &Observer) -> String {
-        String::from_utf8(observer.render(&[])).unwrap()
+        String::from_utf8(observer.render(ExpositionFormat::Text, &[])).unwrap()
     }
 
     #[test]

@@ -27,6 +27,7 @@ use super::{decisions, siblings};
 use crate::config::types::{Config, RouteConfig};
 use crate::fleet::{SnapshotEntry, UpstreamState};
 use crate::observe::decisions::{CandidateRecord, DecisionRecord};
+use crate::observe::resident_bytes;
 use crate::observe::traffic::BalancerTraffic;
 use crate::observe::usage::UsageTotal;
 use crate::state::exchange::SiblingRow;
@@ -42,9 +43,6 @@ const MAX_SHOWN_DECISIONS: usize = 20;
 
 /// The number of candidates of a choice; `GET /admin/decisions` shows all of them.
 const MAX_SHOWN_CANDIDATES: usize = 16;
-
-/// The file in which Linux reports the memory of this process.
-const PROCESS_STATUS: &str = "/proc/self/status";
 
 /// Makes overviews.
 pub(super) struct OverviewSource {
@@ -143,7 +141,7 @@ impl OverviewSource {
             peeked_bytes: traffic.peeked_bytes,
             index_blocks: size.blocks,
             index_bytes: size.bytes,
-            memory_bytes: memory_of_process(),
+            memory_bytes: resident_bytes(),
         }
     }
 
@@ -347,18 +345,6 @@ fn unix_time() -> f64 {
     since.as_millis() as f64 / 1e3
 }
 
-/// The memory of this process; `None` where the system does not report it.
-fn memory_of_process() -> Option<u64> {
-    resident_bytes(&std::fs::read_to_string(PROCESS_STATUS).ok()?)
-}
-
-/// Reads the resident memory from Linux's report on a process.
-fn resident_bytes(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes << 10)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -370,12 +356,5 @@ mod tests {
         assert_eq!(frame.document(0), "{\"a\":1,\"decisions\":[9,8,5]}");
         assert_eq!(frame.document(7), "{\"a\":1,\"decisions\":[9,8]}");
         assert_eq!(frame.document(9), "{\"a\":1,\"decisions\":[]}");
-    }
-
-    #[test]
-    fn reads_the_memory_from_the_report_of_the_system() {
-        assert_eq!(resident_bytes("VmPeak:\t  9 kB\nVmRSS:\t    2048 kB\n"), Some(2 << 20));
-        assert_eq!(resident_bytes("VmRSS:\tmuch"), None);
-        assert_eq!(resident_bytes(""), None);
     }
 }

@@ -29,6 +29,9 @@ pub struct GaugeReport {
     pub kv_usage: Option<f64>,
     /// Requests of other clients; `None` when the page does not count requests.
     pub foreign: Option<u64>,
+    /// The requests of the page, less those that this balancer and its siblings had in flight then; `None` of
+    /// a page that a sibling has read.
+    pub unaccounted: Option<i64>,
 }
 
 /// The load of one upstream by its metrics, for the choice and for the admin API. Written by its metrics

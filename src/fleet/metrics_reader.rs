@@ -93,6 +93,8 @@ struct MetricsReader {
     pause: Duration,
     /// The foreign requests of the previous page.
     before: u64,
+    /// Our own requests in flight when the page came.
+    active: u64,
     /// When the previous page was read; `None` before the first.
     read_at: Option<Instant>,
     connection: ProbeConnection,
@@ -128,7 +130,7 @@ pub(super) async fn read_metrics_forever(fleet: &Fleet, first: &Upstream) {
 impl MetricsReader {
     fn new() -> Self {
         let connection = ProbeConnection::default();
-        MetricsReader { due: now(), pause: Duration::ZERO, before: 0, read_at: None, connection }
+        MetricsReader { due: now(), pause: Duration::ZERO, before: 0, active: 0, read_at: None, connection }
     }
 
     async fn read(
@@ -147,7 +149,7 @@ impl MetricsReader {
         tokio::time::sleep(OWN_REQUEST_LINGER).await;
         match self.fetch(fleet, upstream, health.timeout).await {
             MetricsReading::Page(metrics) => {
-                self.read_at = Some(now());
+                (self.read_at, self.active) = (Some(now()), live.gauges.active.load(Relaxed));
                 let circle = fleet.shared.circle();
                 if !circle.live.is_alone() {
                     tokio::time::sleep(SIBLING_REPORT_DELAY).await;
@@ -189,7 +191,11 @@ impl MetricsReader {
         let requests = found.min(std::mem::replace(&mut self.before, found));
         let foreign_waiting = share(requests, waiting.unwrap_or(0), counted.unwrap_or(0));
         let foreign = ForeignLoad { requests, tokens: live.engine_load.estimate(foreign_waiting) };
-        let report = GaugeReport { running, waiting, kv_usage, foreign: counted.map(|_| requests) };
+        // The siblings' reports have come meanwhile that were on their way with the page.
+        let believed = self.active.saturating_add(live.siblings.active.load(Relaxed));
+        let unaccounted = counted.map(|counted| counted.cast_signed().saturating_sub_unsigned(believed));
+        let foreign_requests = counted.map(|_| requests);
+        let report = GaugeReport { running, waiting, kv_usage, foreign: foreign_requests, unaccounted };
         live.engine_load.latest.store(Some(report.into()));
         live.engine_load.set(foreign, until);
         counted.map(|_| foreign)

@@ -343,7 +343,8 @@ fn store_engine(upstream: &Upstream, engine: &EngineFinding, until: Instant) -> 
     let EngineFinding { running, waiting, kv_usage, cache_tokens, started, foreign, prefix_caching, .. } =
         *engine;
     let (requests, tokens) = foreign.unwrap_or_default();
-    let report = GaugeReport { running, waiting, kv_usage, foreign: foreign.map(|(requests, _)| requests) };
+    let foreign = foreign.map(|(requests, _)| requests);
+    let report = GaugeReport { running, waiting, kv_usage, foreign, unaccounted: None };
     upstream.live.engine_load.latest.store(Some(report.into()));
     upstream.live.engine_load.set(ForeignLoad { requests, tokens }, until);
     EngineMetrics { running, waiting, kv_usage, cache_tokens, started, prefix_caching }

@@ -13,7 +13,7 @@ impl Observer {
 
     /// Records that a source gave no usable answer; its last list stays in effect.
     pub fn source_failed(&self, source: &str, error: &str, first: bool) {
-        self.metrics().discovery_failures.with_label_values(&[source]).inc();
+        self.metrics().probes.discovery_failures.with_label_values(&[source]).inc();
         if first {
             warn!(source = source, error = error; "source does not name upstreams, those it named stay");
         } else {
@@ -23,7 +23,7 @@ impl Observer {
 
     /// Records that an upstream listed by a source cannot be used.
     pub fn discovered_unusable(&self, source: &str, upstream: &str, error: &str) {
-        self.metrics().discovery_failures.with_label_values(&[source]).inc();
+        self.metrics().probes.discovery_failures.with_label_values(&[source]).inc();
         warn!(source = source, upstream = upstream, error = error; "upstream of a source cannot be used");
     }
 }

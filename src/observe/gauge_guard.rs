@@ -1,12 +1,14 @@
 //! A gauge that counts what exists now.
 
-use prometheus::IntGauge;
+use std::sync::Arc;
+
+use super::metrics::IntGauge;
 
 /// Adds one to a gauge until it is dropped.
-pub struct GaugeGuard(IntGauge);
+pub struct GaugeGuard(Arc<IntGauge>);
 
 impl GaugeGuard {
-    pub(super) fn new(gauge: &IntGauge) -> Self {
+    pub(super) fn new(gauge: &Arc<IntGauge>) -> Self {
         gauge.inc();
         GaugeGuard(gauge.clone())
     }

@@ -16,7 +16,7 @@ pub enum QueueEnd {
 impl Observer {
     /// Counts a request that begins to wait.
     pub fn queue_joined(&self) {
-        self.metrics().queued.inc();
+        self.metrics().requests.queued.inc();
     }
 
     /// Counts a request that stops waiting.
@@ -26,12 +26,12 @@ impl Observer {
             QueueEnd::Left => "left",
             QueueEnd::WaitedOut => "waited_out",
         };
-        self.metrics().queued.dec();
-        self.metrics().queue_ends.with_label_values(&[label]).inc();
+        self.metrics().requests.queued.dec();
+        self.metrics().requests.queue_ends.with_label_values(&[label]).inc();
     }
 
     /// Counts a request that finds the queue full.
     pub fn queue_full(&self) {
-        self.metrics().queue_ends.with_label_values(&["full"]).inc();
+        self.metrics().requests.queue_ends.with_label_values(&["full"]).inc();
     }
 }

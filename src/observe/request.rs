@@ -10,7 +10,7 @@ use log::kv::Value;
 use log::{Record, debug, info, warn};
 
 use super::decisions::Decision;
-use super::metrics::status_label;
+use super::metrics::{OTHER_MODEL, status_label};
 use super::traffic::EndedRequest;
 use super::usage::UsageLabels;
 use super::{GaugeGuard, Observer};
@@ -79,30 +79,55 @@ pub struct RequestTimes {
     pub max_gap: Option<Duration>,
 }
 
+// === impl RequestTimes ===
+
+impl RequestTimes {
+    /// The time from the choice of the upstream to the first byte.
+    pub fn upstream_first_byte(&self) -> Option<Duration> {
+        self.first_byte?.checked_sub(self.chosen?)
+    }
+
+    /// The mean time between two tokens of a stream that had so many; `None` without a second piece.
+    pub fn inter_token(&self, tokens: u64) -> Option<Duration> {
+        self.max_gap?;
+        let gaps = u32::try_from(tokens.checked_sub(1)?).ok()?;
+        self.last_piece?.checked_sub(self.first_byte?)?.checked_div(gaps)
+    }
+
+    /// The time that the balancer itself took, where the first attempt had an answer: from the head to the
+    /// choice, without the waits for room and for the client's body, and from the piece of the answer that
+    /// decided that it goes to the client until its beginning was written.
+    pub fn added(&self) -> Option<Duration> {
+        let answering = self.forwarded?.checked_sub(self.accepted?)?;
+        Some(self.chosen?.saturating_sub(self.queued + self.body_wait) + answering)
+    }
+}
+
 impl Observer {
     /// Counts a request as in flight until the guard is dropped.
     pub fn request_in_flight(&self) -> GaugeGuard {
-        GaugeGuard::new(&self.metrics().in_flight)
+        GaugeGuard::new(&self.metrics().requests.in_flight)
     }
 
     /// Counts reserved memory for request bodies.
     pub fn body_memory_reserved(&self, bytes: u64) {
-        self.metrics().peeked_bytes.add(bytes.cast_signed());
+        self.metrics().requests.peeked_bytes.add(bytes.cast_signed());
     }
 
     /// Counts returned memory for request bodies.
     pub fn body_memory_released(&self, bytes: u64) {
-        self.metrics().peeked_bytes.sub(bytes.cast_signed());
+        self.metrics().requests.peeked_bytes.sub(bytes.cast_signed());
     }
 
     /// Counts a request that the balancer rejected.
     pub fn rejected(&self, reason: &'static str) {
         self.traffic().rejects.fetch_add(1, Relaxed);
-        self.metrics().rejects.with_label_values(&[reason]).inc();
+        self.metrics().requests.rejects.with_label_values(&[reason]).inc();
     }
 
     /// Records the choice of an upstream.
     pub fn chosen(&self, decision: &Decision<'_>) {
+        self.metrics().requests.choices.with_label_values(&[decision.reason()]).inc();
         self.decisions().record(decision, since_1970());
         debug!(
             id = decision.id,
@@ -122,7 +147,7 @@ impl Observer {
     /// Records a failed attempt; the record of the request's end shows whether another attempt followed.
     pub fn attempt_failed(&self, id: &str, upstream: &str, cause: &'static str, attempt: u32) {
         self.traffic().attempt_failed(upstream);
-        self.metrics().attempt_failures.with_label_values(&[upstream, cause]).inc();
+        self.metrics().requests.attempt_failures.with_label_values(&[upstream, cause]).inc();
         info!(id = id, upstream = upstream, cause = cause, attempt = attempt; "attempt failed");
     }
 
@@ -134,13 +159,13 @@ impl Observer {
     /// Counts an attempt that follows a failed one.
     pub fn retried(&self, cause: &'static str) {
         self.traffic().retries.fetch_add(1, Relaxed);
-        self.metrics().retries.with_label_values(&[cause]).inc();
+        self.metrics().requests.retries.with_label_values(&[cause]).inc();
     }
 
     /// Records a stream that failed after its beginning; its client receives an error event.
     pub fn stream_broken(&self, id: &str, upstream: &str, error: &str) {
         self.traffic().broken_streams.fetch_add(1, Relaxed);
-        self.metrics().broken_streams.with_label_values(&[upstream]).inc();
+        self.metrics().requests.broken_streams.with_label_values(&[upstream]).inc();
         warn!(id = id, upstream = upstream, error = error; "stream ended with an error");
     }
 
@@ -172,12 +197,28 @@ impl Observer {
         let &Done { upstream, status, outcome, usage, .. } = done;
         let first_byte = done.times.first_byte;
         self.traffic().request_done(EndedRequest { upstream, status, outcome, first_byte, usage });
-        let (metrics, model, upstream) = (self.metrics(), done.model_label(), done.upstream.unwrap_or(""));
-        let status = status_label(done.status);
-        metrics.requests.with_label_values(&[model, upstream, status, done.outcome]).inc();
-        metrics.request_seconds.with_label_values(&[model]).observe(done.total.as_secs_f64());
-        if let Some(first) = done.times.first_byte {
-            metrics.first_byte_seconds.with_label_values(&[model]).observe(first.as_secs_f64());
+        let (requests, model, times) = (&self.metrics().requests, done.model_label(), &done.times);
+        let (route, upstream) = (done.route.unwrap_or(""), done.upstream.unwrap_or(""));
+        let labels = [model, route, upstream, status_label(done.status), done.outcome];
+        requests.ended.with_label_values(&labels).inc();
+        requests.seconds.with_label_values(&[model]).observe_time(done.total);
+        if let Some(first) = times.first_byte {
+            requests.first_byte_seconds.with_label_values(&[model]).observe_time(first);
+        }
+        if let Some(time) = times.upstream_first_byte() {
+            requests.upstream_first_byte_seconds.with_label_values(&[upstream]).observe_time(time);
+        }
+        if !times.queued.is_zero() {
+            requests.queue_seconds.with_label_values(&[model]).observe_time(times.queued);
+        }
+        if let Some(gap) = times.max_gap {
+            requests.stream_gap_seconds.with_label_values(&[model]).observe_time(gap);
+        }
+        if let Some(mean) = done.usage.and_then(|usage| times.inter_token(usage.output_tokens?)) {
+            requests.inter_token_seconds.with_label_values(&[model]).observe_time(mean);
+        }
+        if let (1, Some(added)) = (done.attempts, times.added()) {
+            requests.added_seconds.observe_time(added);
         }
     }
 
@@ -278,7 +319,7 @@ impl RequestTimes {
 impl Done<'_> {
     /// The value of the label `model`.
     fn model_label(&self) -> &str {
-        self.model.unwrap_or("other")
+        self.model.unwrap_or(OTHER_MODEL)
     }
 }
 

@@ -48,6 +48,16 @@ impl Observer {
         }
     }
 
+    /// Sets how long Redis took for a command.
+    pub fn redis_round_trip(&self, time: Duration) {
+        self.metrics().exchange.round_trip.set(time.as_secs_f64());
+    }
+
+    /// Records the age of the newest message in a reading of the siblings' stream.
+    pub fn exchange_lag(&self, age: Duration) {
+        self.metrics().exchange.lag.observe_time(age);
+    }
+
     /// Counts a message sent to the siblings.
     pub fn exchange_sent(&self, bytes: usize) {
         self.exchanged("said", bytes);

@@ -8,7 +8,7 @@ impl Observer {
     /// Records a change of an upstream's state.
     pub fn upstream_changed(&self, upstream: &str, from: &'static str, to: &'static str) {
         self.traffic().enter(upstream);
-        self.metrics().upstream_changes.with_label_values(&[upstream, to]).inc();
+        self.metrics().probes.changes.with_label_values(&[upstream, to]).inc();
         let level = if matches!(to, "down" | "tripped") { log::Level::Warn } else { log::Level::Info };
         log::log!(level, upstream = upstream, from = from, to = to; "upstream changed");
     }
@@ -46,13 +46,13 @@ impl Observer {
 
     /// Counts an answer in which the engine reports that it is full.
     pub fn upstream_busy(&self, upstream: &str) {
-        self.metrics().upstream_busy.with_label_values(&[upstream]).inc();
+        self.metrics().probes.busy.with_label_values(&[upstream]).inc();
         debug!(upstream = upstream; "upstream is full");
     }
 
     /// Counts a report of a request that was lost because the keeper's inbox was full.
     pub fn sign_lost(&self) {
-        self.metrics().signs_lost.inc();
+        self.metrics().probes.signs_lost.inc();
     }
 
     /// Counts a probe of an upstream.
@@ -83,10 +83,12 @@ impl Observer {
     }
 
     /// Counts the cached tokens of a prompt: the prediction and the engine's report.
-    pub fn cache_compared(&self, upstream: &str, predicted: u64, reported: u64) {
+    pub fn cache_compared(&self, upstream: &str, prompt: u64, predicted: u64, reported: u64) {
         self.traffic().cache_compared(upstream, predicted, reported);
-        self.metrics().cache.predicted.with_label_values(&[upstream]).inc_by(predicted);
-        self.metrics().cache.reported.with_label_values(&[upstream]).inc_by(reported);
+        let cache = &self.metrics().cache;
+        cache.prompts.with_label_values(&[upstream]).inc_by(prompt);
+        cache.predicted.with_label_values(&[upstream]).inc_by(predicted);
+        cache.reported.with_label_values(&[upstream]).inc_by(reported);
     }
 
     /// Records that the engine holds far less than predicted: the prefix index keeps the share `keep`.

@@ -140,7 +140,8 @@ impl Placement {
     pub(super) fn correct(&self, scope: &RequestScope<'_>, request: &ClientRequest, usage: &Usage) {
         let shared = scope.shared;
         if let (Some(cached), Some(_)) = (usage.cached_tokens, scope.settings.peeker.blocks) {
-            shared.observer.cache_compared(self.upstream().name(), self.predicted, cached);
+            let prompt = usage.prompt_tokens.unwrap_or(0);
+            shared.observer.cache_compared(self.upstream().name(), prompt, self.predicted, cached);
         }
         if usage.prompt_tokens.is_some_and(|tokens| !shared.state.is_plausible_count(&request.prompt, tokens))
         {

@@ -1,50 +1,77 @@
-//! Creates metrics in a registry.
+//! Makes metrics, and keeps them in the order in which they are written and documented.
 
-use prometheus::core::Collector;
-use prometheus::{HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use std::cell::RefCell;
+use std::sync::Arc;
 
-/// Histogram buckets in seconds: a first token takes from a millisecond to ten minutes.
-const SECONDS_BUCKETS: [f64; 16] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
+use super::series::{
+    Counter, FloatGauge, IntGauge, MetricVec, RegisteredMetric, SecondsHistogram, SeriesValue,
+};
+use super::spec::{MetricKind, MetricSpec};
 
-/// Creates and registers metrics. Names and labels are constants of this directory, so a failure is a typing
-/// mistake, which the first test run finds.
+/// The bounds of histograms of requests in seconds: a first token takes from a millisecond to ten minutes.
+const REQUEST_BOUNDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0];
+
+/// The bounds of histograms of short times in seconds: the balancer's own work takes less than a millisecond.
+const SHORT_BOUNDS: &[f64] =
+    &[0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0];
+
+/// Makes metrics, and keeps them in the order in which they were made.
 #[derive(Default)]
 pub(super) struct MetricsBuilder {
-    pub registry: Registry,
+    made: RefCell<Vec<Box<dyn RegisteredMetric>>>,
 }
 
 impl MetricsBuilder {
     /// Counters with these labels.
-    pub(super) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.enter(IntCounterVec::new(Opts::new(name, help), labels))
+    pub(super) fn counters(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &'static [&'static str],
+    ) -> MetricVec<Counter> {
+        self.enter(MetricSpec { name, kind: MetricKind::Counter, labels, help, buckets: &[] })
     }
 
-    /// A counter.
-    pub(super) fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.enter(IntCounter::new(name, help))
+    /// A counter without labels.
+    pub(super) fn counter(&self, name: &'static str, help: &'static str) -> Arc<Counter> {
+        self.counters(name, help, &[]).with_label_values(&[])
     }
 
-    /// A gauge.
-    pub(super) fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.enter(IntGauge::new(name, help))
+    /// A gauge of whole numbers without labels.
+    pub(super) fn gauge(&self, name: &'static str, help: &'static str) -> Arc<IntGauge> {
+        self.enter(MetricSpec::gauge(name, help, &[])).with_label_values(&[])
     }
 
-    /// Histograms of seconds, one for each model.
-    pub(super) fn histogram(&self, name: &str, help: &str) -> HistogramVec {
-        self.histogram_by(name, help, &["model"])
+    /// A gauge without labels.
+    pub(super) fn float_gauge(&self, name: &'static str, help: &'static str) -> Arc<FloatGauge> {
+        self.enter(MetricSpec::gauge(name, help, &[])).with_label_values(&[])
     }
 
-    /// Histograms of seconds with these labels.
-    pub(super) fn histogram_by(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-        let options = HistogramOpts::new(name, help).buckets(SECONDS_BUCKETS.to_vec());
-        self.enter(HistogramVec::new(options, labels))
+    /// Histograms of the times of requests, with these labels.
+    pub(super) fn histogram_by(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &'static [&'static str],
+    ) -> MetricVec<SecondsHistogram> {
+        self.enter(MetricSpec { name, kind: MetricKind::Histogram, labels, help, buckets: REQUEST_BOUNDS })
     }
 
-    /// Registers a metric.
-    pub(super) fn enter<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
-        let collector = made.expect("metric names and labels in these files are valid");
-        self.registry.register(Box::new(collector.clone())).expect("each metric is registered once");
-        collector
+    /// A histogram of short times without labels.
+    pub(super) fn short_histogram(&self, name: &'static str, help: &'static str) -> Arc<SecondsHistogram> {
+        let kind = MetricKind::Histogram;
+        self.enter(MetricSpec { name, kind, labels: &[], help, buckets: SHORT_BOUNDS }).with_label_values(&[])
+    }
+
+    fn enter<V: SeriesValue + 'static>(&self, spec: MetricSpec) -> MetricVec<V> {
+        let metric = MetricVec::new(spec);
+        self.made.borrow_mut().push(Box::new(metric.clone()));
+        metric
+    }
+
+    /// All metrics that were made.
+    pub(super) fn finish(self) -> Vec<Box<dyn RegisteredMetric>> {
+        self.made.into_inner()
     }
 }

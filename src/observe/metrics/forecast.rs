@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use prometheus::{HistogramVec, IntCounterVec};
-
 use super::builder::MetricsBuilder;
+use super::series::{Counter, MetricVec, SecondsHistogram};
 
 /// The forecasts of streams whose first token came, and their errors.
 pub(in crate::observe) struct ForecastMetrics {
-    seconds: HistogramVec,
-    error_seconds: HistogramVec,
-    late: IntCounterVec,
+    seconds: MetricVec<SecondsHistogram>,
+    error_seconds: MetricVec<SecondsHistogram>,
+    late: MetricVec<Counter>,
 }
 
 impl ForecastMetrics {
@@ -18,17 +17,18 @@ impl ForecastMetrics {
         ForecastMetrics {
             seconds: make.histogram_by(
                 "vllm_lb_forecast_seconds",
-                "Forecast of the time from the choice to a stream's first token.",
+                "the [forecast](routing.md#the-forecast) of the time from the choice to the first token, of answers \
+                 that stream and whose first token came",
                 &["upstream"],
             ),
             error_seconds: make.histogram_by(
                 "vllm_lb_forecast_error_seconds",
-                "Difference between that forecast and the time to the first token.",
+                "the difference between that forecast and the time that it took",
                 &["upstream"],
             ),
             late: make.counters(
                 "vllm_lb_forecast_late_total",
-                "First tokens of streams that came later than forecast.",
+                "first tokens that came later than the forecast",
                 &["upstream"],
             ),
         }
@@ -36,9 +36,9 @@ impl ForecastMetrics {
 
     /// Counts a first token that came after `actual`.
     pub(in crate::observe) fn compared(&self, upstream: &str, forecast: Duration, actual: Duration) {
-        self.seconds.with_label_values(&[upstream]).observe(forecast.as_secs_f64());
+        self.seconds.with_label_values(&[upstream]).observe_time(forecast);
         let error = forecast.abs_diff(actual);
-        self.error_seconds.with_label_values(&[upstream]).observe(error.as_secs_f64());
+        self.error_seconds.with_label_values(&[upstream]).observe_time(error);
         let late = self.late.with_label_values(&[upstream]);
         if actual > forecast {
             late.inc();

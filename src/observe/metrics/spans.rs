@@ -1,13 +1,14 @@
 //! Metrics of the export of spans.
 
-use prometheus::{IntCounter, IntCounterVec};
+use std::sync::Arc;
 
 use super::builder::MetricsBuilder;
+use super::series::{Counter, MetricVec};
 
 /// The metrics of the export of spans.
 pub(in crate::observe) struct SpanMetrics {
-    pub results: IntCounterVec,
-    pub failures: IntCounter,
+    pub results: MetricVec<Counter>,
+    pub failures: Arc<Counter>,
 }
 
 impl SpanMetrics {
@@ -15,10 +16,15 @@ impl SpanMetrics {
         SpanMetrics {
             results: make.counters(
                 "vllm_lb_spans_total",
-                "Spans of requests, by what became of them.",
+                "[spans](operating.md#spans): `exported`; or lost, because the queue was `full`, the \
+                 `collector` failed for too long, it `rejected` them, the export was turned `off`, or the \
+                 balancer had to `stop`",
                 &["result"],
             ),
-            failures: make.counter("vllm_lb_span_export_failures_total", "Failed exports of spans."),
+            failures: make.counter(
+                "vllm_lb_span_export_failures_total",
+                "failed exports of spans; those that may succeed later are repeated",
+            ),
         }
     }
 }

@@ -82,7 +82,9 @@ impl SiblingExchange {
                 continue;
             };
             let is_full = entries.len() >= MAX_READ_ENTRIES;
-            if is_full && self.clock().age(newest, now()) > MAX_GAUGE_LAG {
+            let lag = self.clock().age(newest, now());
+            self.observer.exchange_lag(lag);
+            if is_full && lag > MAX_GAUGE_LAG {
                 self.receive_newest_gauges(subscriber, link).await?;
             }
             self.receive_all(subscriber, entries.into_iter(), link).await?;
@@ -208,8 +210,10 @@ impl SiblingExchange {
     pub(super) async fn read_clock(&self, link: &mut RedisLink) -> Result<(), RedisFailure> {
         let sent = now();
         let answer = link.call(&redis::cmd("TIME"), COMMAND_TIMEOUT).await?;
+        let received = now();
         if let Some(time) = reply::time(&answer) {
-            self.clock().add(time, sent, now());
+            self.observer.redis_round_trip(received.saturating_duration_since(sent));
+            self.clock().add(time, sent, received);
         }
         Ok(())
     }

@@ -35,6 +35,7 @@ use vllm_lb::config::url;
 pub use vllm_lb::engine::batch::Timing;
 pub use vllm_lb::engine::http::{EngineServer, InjectedFault, NoMetrics, Options, Recorded};
 use vllm_lb::fleet::upstream::UpstreamLoad;
+pub use vllm_lb::observe::ExpositionFormat;
 
 use wire::Wire;
 
@@ -193,7 +194,8 @@ impl Balancer {
 
     /// The page of the balancer's own metrics, without the request that a scrape is.
     pub fn metrics(&self) -> String {
-        String::from_utf8(self.running.observer.render(&[])).expect("metrics are text")
+        let page = self.running.observer.render(ExpositionFormat::Text, &[]);
+        String::from_utf8(page).expect("metrics are text")
     }
 
     /// The value of a metric without labels.
