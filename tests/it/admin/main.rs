@@ -1,4 +1,4 @@
-//! The admin listener: the fleet at run time, and what is read from the metrics of engines.
+//! The admin listener: the fleet at run time, the balancer's metrics, and what is read from those of engines.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -6,4 +6,5 @@ mod doctor;
 mod engine_metrics;
 mod fleet;
 mod live;
+mod metrics;
 mod overview;
