@@ -52,6 +52,8 @@ fn done<'a>(
         status: end.0,
         outcome: end.1,
         attempts: 1,
+        forecast: Some(Duration::from_millis(80)),
+        logged: false,
         times: RequestTimes {
             queued: Duration::from_millis(1),
             chosen: at(2),

@@ -181,7 +181,7 @@ impl OverviewSource {
             first_byte_ms: traffic
                 .first_byte_ms
                 .map(|[p50, p90]| UpstreamTimes { p50: rounded(p50), p90: rounded(p90) }),
-            forecast_error_ms: None,
+            forecast_error_ms: upstream.forecast_error().map(|error| rounded(error.as_secs_f64() * 1e3)),
             sight: Some(sight.state.label()),
             sight_reason: sight.reason.map(|reason| reason.to_string()),
             incarnation: entry.incarnation,

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::config::url;
+use crate::observe::ExpositionFormat;
 
 fn exporter(endpoint: Option<&str>, observer: &Observer) -> Arc<SpanExporter> {
     let endpoint = endpoint.map(|text| url::upstream(text).unwrap());
@@ -19,7 +20,7 @@ fn record() -> SpanRecord {
 }
 
 fn count(observer: &Observer, result: &str) -> usize {
-    let page = String::from_utf8(observer.render(&[])).unwrap();
+    let page = String::from_utf8(observer.render(ExpositionFormat::Text, &[])).unwrap();
     let name = format!("{}{{result=\"{result}\"}} ", concat!("vllm_lb", "_spans_total"));
     page.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or(0)
 }

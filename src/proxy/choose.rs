@@ -21,6 +21,7 @@ use crate::pick::{self, DrawSeed};
 use crate::reject::Reject;
 
 /// The result of one check for room.
+#[allow(clippy::large_enum_variant, reason = "it is taken apart at once, and a box would cost each request")]
 enum RoomCheck {
     Placed(Placement),
     /// Every possible upstream is full, or no forecast meets the request's limit and the best one is late by

@@ -146,10 +146,13 @@ fn conventions_for_generative_ai_replace_own_names() {
     }
 }
 
+/// The name of a span, its begin and end in milliseconds, and whether it failed.
+type ExpectedSpan = (&'static str, u32, u32, bool);
+
 #[test]
 fn a_phase_that_did_not_begin_has_no_span() {
     let none = RequestTimes::default();
-    let table: [(RequestTimes, &[(&str, u32, u32, bool)]); 8] = [
+    let table: [(RequestTimes, &[ExpectedSpan]); 8] = [
         (none, &[]),
         // The client left, or the wait ended, before there was room.
         (RequestTimes { queued: 90 * MS, ..none }, &[("queue", 10, 100, true)]),

@@ -90,7 +90,7 @@ fn each_order_begins_with_what_its_reader_looks_for() {
     let mut firsts = Vec::new();
     for _ in 0..7 {
         press(&mut state, "s");
-        firsts.push((state.order.label(), names(&state)[0]));
+        firsts.push((state.order.label(), names(&state)[0].to_string()));
     }
     let expected = [
         ("name", "down"),
@@ -101,7 +101,7 @@ fn each_order_begins_with_what_its_reader_looks_for() {
         ("req/s", "quick"),
         ("fleet", "slow"),
     ];
-    assert_eq!(firsts, expected);
+    assert_eq!(firsts, expected.map(|(order, first)| (order, first.to_string())));
 }
 
 #[test]

@@ -96,8 +96,9 @@ async fn a_forecast_is_shown_wherever_a_request_is() {
     assert!(record.is_some_and(|record| record.contains("request done")), "{:?}", logs::all());
 }
 
-/// An engine that reads 40,000 tokens a second behind 50 ms, five times faster than is assumed at first. Other
-/// work of the machine only makes it slower, so the first forecast is compared with the engine's own time.
+/// An engine that reads 40,000 tokens a second behind 50 ms, five times faster than is assumed at first.
+/// Other work of the machine only makes it slower, so the first forecast is compared with the engine's own
+/// time.
 #[tokio::test(flavor = "multi_thread")]
 async fn forecasts_follow_the_engines_pace() {
     let timing = Timing { per_step: 0.05, per_prefill_token: 1.0 / 40_000.0, ..Timing::instant() };
