@@ -129,7 +129,8 @@ async fn show(args: &TopArgs, token: Option<String>, terminal: &mut DefaultTermi
                     match state.press(key.code, control) {
                         Some(TopCommand::Quit) => return Ok(()),
                         Some(TopCommand::Drain { upstream, drain }) => {
-                            tokio::spawn(change(args.clone(), token.clone(), (upstream, drain), sender.clone()));
+                            let (args, token, updates) = (args.clone(), token.clone(), sender.clone());
+                            tokio::spawn(change(args, token, (upstream, drain), updates));
                         }
                         None => {}
                     }

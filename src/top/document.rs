@@ -176,6 +176,8 @@ pub struct TopCandidate {
     pub context: u64,
     #[serde(default)]
     pub session_penalty: u64,
+    /// The forecast of the time to the first token.
+    pub forecast_ms: Option<f64>,
 }
 
 // === impl TopDecision ===

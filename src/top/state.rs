@@ -91,6 +91,7 @@ pub struct TopState {
 // === impl TableOrder ===
 
 impl TableOrder {
+    /// The name on the screen.
     pub(super) fn label(self) -> &'static str {
         match self {
             TableOrder::Fleet => "fleet",
@@ -147,16 +148,16 @@ impl TopState {
     pub fn apply(&mut self, document: TopDocument) {
         self.link = LinkState::Live;
         self.totals.add(sample_of_totals(&document.totals, document.time));
-        let present = |name: &String| document.upstreams.iter().any(|upstream| upstream.name == *name);
-        if self.upstreams.len() > document.upstreams.len() {
-            self.upstreams.retain(|name, _| present(name));
-        }
         for upstream in &document.upstreams {
             let sample = sample_of_upstream(upstream, document.time);
             match self.upstreams.get_mut(&upstream.name) {
                 Some(history) => history.add(sample),
                 None => self.upstreams.entry(upstream.name.clone()).or_default().add(sample),
             }
+        }
+        let present = |name: &String| document.upstreams.iter().any(|upstream| upstream.name == *name);
+        if self.upstreams.len() > document.upstreams.len() {
+            self.upstreams.retain(|name, _| present(name));
         }
         let newest = self.decisions.front().cloned();
         let new = document.decisions.iter().take_while(|decision| Some(*decision) != newest.as_ref());

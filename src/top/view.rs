@@ -24,24 +24,37 @@ const PANEL_HEIGHT: u16 = 32;
 /// The rows of the terminal from which on choices are shown.
 const DECISIONS_HEIGHT: u16 = 18;
 
-/// The rows of the lines above and below the table, without panels.
-const FRAME_ROWS: u16 = 5;
+/// The largest number of rows of a text.
+const MAX_TEXT_ROWS: u16 = 2000;
+
+/// The rows of the parts that are not always there.
+#[derive(Clone, Copy)]
+struct PartRows {
+    panels: u16,
+    decisions: u16,
+    footer: u16,
+}
 
 /// Draws the state.
 pub fn draw(frame: &mut Frame<'_>, state: &mut TopState) {
-    let area = frame.area();
-    let panel = if area.height >= PANEL_HEIGHT { fleet::panel_rows(state) } else { 1 };
-    let decisions = match area.height {
+    let height = frame.area().height;
+    let panels = if height >= PANEL_HEIGHT { fleet::panel_rows(state) } else { 1 };
+    let decisions = match height {
         0..DECISIONS_HEIGHT => 0,
         DECISIONS_HEIGHT..PANEL_HEIGHT => 6,
         _ => 11,
     };
+    draw_parts(frame, state, PartRows { panels, decisions, footer: 1 });
+}
+
+fn draw_parts(frame: &mut Frame<'_>, state: &mut TopState, parts: PartRows) {
+    let area = frame.area();
     let rows = [
-        Constraint::Length(header::ROWS),
+        Constraint::Length(header::HEADER_ROWS),
         Constraint::Min(3),
-        Constraint::Length(panel),
-        Constraint::Length(decisions),
-        Constraint::Length(1),
+        Constraint::Length(parts.panels),
+        Constraint::Length(parts.decisions),
+        Constraint::Length(parts.footer),
     ];
     let [top, table, panels, choices, footer] = Layout::vertical(rows).areas(area);
     header::draw(frame, top, state);
@@ -54,13 +67,14 @@ pub fn draw(frame: &mut Frame<'_>, state: &mut TopState) {
     }
 }
 
-/// Draws the state as plain text of so many columns, with as many rows as it needs.
+/// Draws the state as plain text of so many columns, with a row for each upstream.
 pub fn text(state: &mut TopState, columns: u16) -> String {
     let upstreams = u16::try_from(state.rows().len()).unwrap_or(u16::MAX);
-    let panel = fleet::panel_rows(state);
-    let rows = upstreams.saturating_add(FRAME_ROWS + panel + 15).clamp(PANEL_HEIGHT, 2000);
+    let parts = PartRows { panels: fleet::panel_rows(state), decisions: 11, footer: 0 };
+    let others = header::HEADER_ROWS + fleet::TABLE_FRAME_ROWS + parts.panels + parts.decisions;
+    let rows = upstreams.saturating_add(others).min(MAX_TEXT_ROWS);
     let Ok(mut terminal) = Terminal::new(TestBackend::new(columns, rows));
-    let Ok(completed) = terminal.draw(|frame| draw(frame, state));
+    let Ok(completed) = terminal.draw(|frame| draw_parts(frame, state, parts));
     lines(completed.buffer)
 }
 

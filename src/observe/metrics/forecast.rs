@@ -17,8 +17,8 @@ impl ForecastMetrics {
         ForecastMetrics {
             seconds: make.histogram_by(
                 "vllm_lb_forecast_seconds",
-                "the [forecast](routing.md#the-forecast) of the time from the choice to the first token, of answers \
-                 that stream and whose first token came",
+                "the [forecast](routing.md#the-forecast) of the time from the choice to the first token, of \
+                 streams that reached it",
                 &["upstream"],
             ),
             error_seconds: make.histogram_by(

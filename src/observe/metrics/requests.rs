@@ -139,7 +139,8 @@ impl RequestTimeMetrics {
             inter_token: by_model(
                 "vllm_lb_inter_token_seconds",
                 "the mean time between two tokens of a stream, one value for each stream: from its first \
-                 byte to its last piece, divided by its tokens but one. Only streams that report at least two",
+                 byte to its last piece, divided by its tokens but one. Only of streams that report two or \
+                 more",
             ),
             stream_gap: by_model(
                 "vllm_lb_stream_gap_seconds",

@@ -29,8 +29,8 @@ pub struct UpstreamGauges<'a> {
 
 const SIGHT: MetricSpec = MetricSpec::gauge(
     "vllm_lb_upstream_sight",
-    "1 for how well the balancer sees the upstream's cache: `exact`, `learnt` or `blind`; 0 for the other two \
-     ([meanings](routing.md#how-well-the-balancer-sees))",
+    "1 for how well the balancer sees the upstream's cache: `exact`, `learnt` or `blind`; 0 for the other \
+     two ([meanings](routing.md#how-well-the-balancer-sees))",
     &["upstream", "sight"],
 );
 

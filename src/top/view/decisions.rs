@@ -8,11 +8,11 @@ use ratatui::widgets::{Block, Borders, Paragraph};
 
 use super::paint::{BOLD, DIM, whole};
 use crate::top::document::TopDecision;
-use crate::top::numbers::{clock, count, cut};
+use crate::top::numbers::{clock, count, cut, millis};
 use crate::top::state::TopState;
 
 /// The columns of an upstream's name.
-const NAME_COLUMNS: usize = 20;
+const NAME_COLUMNS: usize = 16;
 
 /// Draws as many choices as there is room for.
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &TopState) {
@@ -38,6 +38,9 @@ fn line(decision: &TopDecision) -> Line<'static> {
         add("cost", count(chosen.cost));
         if let Some(other) = decision.runner_up() {
             add("before", format!("{} {}", cut(&other.upstream, NAME_COLUMNS), count(other.cost)));
+        }
+        if chosen.forecast_ms.is_some() {
+            add("forecast", millis(chosen.forecast_ms));
         }
         let terms = [
             ("missing", chosen.missing),

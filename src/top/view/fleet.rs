@@ -20,21 +20,25 @@ const MAX_TREND_BARS: u16 = 30;
 /// The columns of everything but the trend, with a name of a usual length.
 const OTHER_COLUMNS: u16 = 86;
 
+/// The rows of the table's title and of the names of its columns.
+pub(super) const TABLE_FRAME_ROWS: u16 = 2;
+
 /// The rows of a panel at the most.
 const MAX_PANEL_ROWS: usize = 5;
 
-/// The titles and widths of the columns behind the name.
-const COLUMNS: [(&str, u16); 10] = [
-    ("STATE", 8),
-    ("SIGHT", 6),
-    ("ACT", 6),
-    ("WAIT", 4),
-    ("BACKLOG", 7),
-    ("KV", 4),
-    ("HIT", 4),
-    ("P50", 5),
-    ("P90", 5),
-    ("REQ/S", 5),
+/// The titles and widths of the columns behind the name, and the columns of the terminal from which on each
+/// is shown.
+const COLUMNS: [(&str, u16, u16); 10] = [
+    ("STATE", 8, 0),
+    ("SIGHT", 6, 80),
+    ("ACT", 6, 0),
+    ("WAIT", 4, 56),
+    ("BACKLOG", 7, 80),
+    ("KV", 4, 56),
+    ("HIT", 4, 56),
+    ("P50", 5, 56),
+    ("P90", 5, 80),
+    ("REQ/S", 5, 0),
 ];
 
 /// Draws the table; the selected row stays visible.
@@ -46,11 +50,14 @@ pub(super) fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &mut TopState
     let rows = state.rows();
     let place = state.selected_place(&rows);
     let title = title(state, rows.len());
-    let rows: Vec<Row<'static>> = rows.iter().map(|upstream| row(state, upstream, bars)).collect();
+    let rows: Vec<Row<'static>> =
+        rows.iter().map(|upstream| row(state, upstream, (area.width, bars))).collect();
     let mut widths = vec![Constraint::Fill(1)];
-    widths.extend(COLUMNS.iter().map(|(_, width)| Constraint::Length(*width)));
-    let mut titles = vec![Cell::from("NAME"), Cell::from("STATE"), Cell::from("SIGHT")];
-    titles.extend(COLUMNS[2..].iter().map(|(title, _)| right(*title)));
+    let mut titles = vec![Cell::from("NAME")];
+    for (title, width, _) in COLUMNS.iter().filter(|(_, _, from)| area.width >= *from) {
+        widths.push(Constraint::Length(*width));
+        titles.push(if matches!(*title, "STATE" | "SIGHT") { Cell::from(*title) } else { right(*title) });
+    }
     if bars > 0 {
         widths.push(Constraint::Length(bars));
         titles.push(Cell::from("TREND"));
@@ -78,7 +85,8 @@ fn title(state: &TopState, shown: usize) -> Line<'static> {
     Line::from(spans)
 }
 
-fn row(state: &TopState, upstream: &TopUpstream, bars: u16) -> Row<'static> {
+/// A row in a table of so many columns, with a trend of so many bars.
+fn row(state: &TopState, upstream: &TopUpstream, (columns, bars): (u16, u16)) -> Row<'static> {
     let history = state.upstreams.get(&upstream.name);
     let hits = history.and_then(|history| history.share(|sample| sample.reported, |sample| sample.prompt));
     let active = match upstream.active_elsewhere {
@@ -87,8 +95,7 @@ fn row(state: &TopState, upstream: &TopUpstream, bars: u16) -> Row<'static> {
     };
     let times = upstream.first_byte_ms;
     let word = if upstream.drained { "drained" } else { upstream.state.as_str() };
-    let mut cells = vec![
-        Cell::from(upstream.name.clone()),
+    let shown = [
         Cell::from(Span::styled(word.to_string(), state_style(&upstream.state))),
         Cell::from(upstream.sight.clone().unwrap_or(UNKNOWN.into())),
         right(active),
@@ -100,6 +107,9 @@ fn row(state: &TopState, upstream: &TopUpstream, bars: u16) -> Row<'static> {
         right(millis(times.map(|times| times.p90))),
         right(rate(history.and_then(|history| history.rate(|sample| sample.requests)))),
     ];
+    let shown = shown.into_iter().zip(COLUMNS).filter(|(_, (_, _, from))| columns >= *from);
+    let mut cells = vec![Cell::from(upstream.name.clone())];
+    cells.extend(shown.map(|(cell, _)| cell));
     if bars > 0 {
         cells.push(Cell::from(history.map_or(String::new(), |history| sparkline(history.bars(bars.into())))));
     }
@@ -125,6 +135,7 @@ pub(super) fn draw_panels(frame: &mut Frame<'_>, area: Rect, state: &TopState) {
     let exchange = match (siblings.enabled, siblings.redis_up) {
         (false, _) => "no Redis".to_string(),
         (true, false) => "Redis does not work".to_string(),
+        (true, true) if siblings.balancers.len() == 1 => "1 other".to_string(),
         (true, true) => format!("{} others", siblings.balancers.len()),
     };
     if area.height < 2 {

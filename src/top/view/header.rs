@@ -12,7 +12,7 @@ use crate::top::numbers::{age, bytes, clock, millis, percent, rate};
 use crate::top::state::TopState;
 
 /// The number of lines.
-pub(super) const ROWS: u16 = 3;
+pub(super) const HEADER_ROWS: u16 = 3;
 
 /// Draws the lines.
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &TopState) {
@@ -57,7 +57,7 @@ fn traffic(state: &TopState, document: &TopDocument) -> Line<'static> {
         concern("errors/s", errors.unwrap_or(0.0), rate(errors)),
         labelled("rejects", whole(totals.rejects)),
         labelled("retries", whole(totals.retries)),
-        labelled("connections", whole(totals.connections)),
+        labelled("conns", whole(totals.connections)),
     ];
     Line::from(spans.into_iter().flatten().collect::<Vec<_>>())
 }
@@ -70,11 +70,11 @@ fn tokens(state: &TopState, document: &TopDocument) -> Line<'static> {
     let first =
         [times.map(|times| times.p50), times.map(|times| times.p90), times.and_then(|times| times.p99)];
     let spans = [
-        labelled("tokens/s in", rate(history.rate(|sample| sample.prompt))),
+        labelled("tok/s in", rate(history.rate(|sample| sample.prompt))),
         labelled("out", rate(history.rate(|sample| sample.output))),
         labelled("hits", format!("{reported} of {predicted}")),
-        labelled("first byte", first.map(millis).join("/")),
-        labelled("memory", bytes(totals.memory_bytes)),
+        labelled("ttfb", first.map(millis).join("/")),
+        labelled("mem", bytes(totals.memory_bytes)),
     ];
     Line::from(spans.into_iter().flatten().collect::<Vec<_>>())
 }

@@ -21,6 +21,7 @@ const KEYS: &[(&str, &str)] = &[
     ("P50, P90", "time to the first byte, over the last minute"),
     ("SIGHT", "how well the cache is known: exact, learnt, blind"),
     ("hits a of b", "share of prompt tokens found in caches, of what was predicted"),
+    ("ttfb", "time to the first byte over the last minute: P50/P90/P99"),
 ];
 
 /// Draws the help over the middle of the screen.

@@ -14,7 +14,7 @@ fn upstream(number: usize, second: u64) -> Value {
         "drained": false, "weight": 1.0, "models": ["llama"], "active": number, "active_elsewhere": 0,
         "queued": 2, "backlog": 12_345, "context": 0, "kv_usage": 0.42, "requests": 10 * second,
         "failures": 0, "predicted_tokens": 700 * second, "reported_tokens": 600 * second,
-        "prompt_tokens": 1000 * second, "first_byte_ms": {"p50": 81.0, "p90": 240.5}, "sight": "exact",
+        "prompt_tokens": 1000 * second, "first_byte_ms": {"p50": 81.0, "p90": 240.6}, "sight": "exact",
         "a_key_of_a_later_release": [1, 2, 3],
     })
 }
@@ -38,7 +38,8 @@ fn overview(count: usize, second: u64) -> Value {
         "decisions": [{"time": 1_790_000_000.5, "id": "req-9", "model": "llama", "attempt": 1,
             "session": null, "prompt_tokens": 900, "blocks": 14, "reason": "prefix", "upstream": "gpu-0",
             "of": count, "candidates": [
-                {"upstream": "gpu-0", "cost": 123.4, "hit": 12, "missing": 120, "backlog": 0, "active": 2},
+                {"upstream": "gpu-0", "cost": 123.4, "hit": 12, "missing": 120, "backlog": 0, "active": 2,
+                    "forecast_ms": 81.6},
                 {"upstream": "gpu-1", "cost": 4567.8, "hit": 0, "missing": 900, "backlog": 0, "active": 1},
             ]}],
     })
@@ -71,12 +72,9 @@ fn a_screen_of_80_by_24_shows_what_matters() {
     assert!(screen.lines().all(|line| line.chars().count() <= 80));
     holds(&screen, &["vllm-lb 0.1.0", "host-a", "ready", "up 2h 46m", "14:13:22", "live"]);
     holds(&screen, &["req/s 1.2k", "in flight 85", "queued 6", "errors/s 2.0", "rejects 3", "retries 4"]);
-    holds(&screen, &["in 10.0k", "out 4.0k", "hits 60% of 70%", "80ms/240ms/1.8s", "memory 120MiB"]);
+    holds(&screen, &["in 10.0k", "out 4.0k", "hits 60% of 70%", "80ms/240ms/1.8s", "mem 120MiB"]);
     holds(&screen, &["UPSTREAMS 4 of 4 ready", "BACKLOG", "gpu-3", "exact", "12.3k", "42%", "60%", "241ms"]);
-    holds(
-        &screen,
-        &["MODELS llama 4/4", "SIBLINGS 1 others", "DECISIONS", "prefix", "hit 12/14", "cost 123"],
-    );
+    holds(&screen, &["MODELS llama 4/4", "SIBLINGS 1 other", "DECISIONS", "prefix", "hit 12/14", "cost 123"]);
     holds(&screen, &["before gpu-1 4.6k", "q quit"]);
     let row = screen.lines().find(|line| line.starts_with("gpu-3")).expect("it has a row");
     assert!(row.trim_end().ends_with("10.0"), "requests for each second: {row}");
@@ -86,7 +84,7 @@ fn a_screen_of_80_by_24_shows_what_matters() {
 fn a_large_screen_has_trends_and_panels() {
     let screen = screen(&mut state(4), 140, 40);
     holds(&screen, &["TREND", "█", "llama ", "4/4 requests 9.0k", "cached 60%", "host-b", "in flight 7"]);
-    holds(&screen, &["heard 12ms ago", "missing 120", "active 2", "id req-9"]);
+    holds(&screen, &["heard 12ms ago", "missing 120", "active 2", "forecast 82ms", "id req-9"]);
 }
 
 #[test]
@@ -155,7 +153,7 @@ fn unknown_values_are_no_numbers() {
     let mut state = TopState::new("a".into());
     state.apply(serde_json::from_value(document).expect("is an overview"));
     let screen = screen(&mut state, 120, 24);
-    holds(&screen, &["req/s –", "–/–/–", "memory –"]);
+    holds(&screen, &["req/s –", "–/–/–", "mem –"]);
     let row = screen.lines().find(|line| line.starts_with("gpu-0")).expect("it has a row");
     assert_eq!(row.matches('–').count(), 7, "{row}");
 }

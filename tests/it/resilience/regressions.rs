@@ -197,7 +197,8 @@ async fn a_stream_with_an_error_event_counted_as_ok() {
             .await;
             // Of all balancers of the process.
             page = balancer.admin(get("/metrics")).await.expect(200).text().to_string();
-            let tripped = page.lines().filter(|line| line.contains(r#"state="tripped""#));
+            let changes = page.lines().filter(|line| line.starts_with("vllm_lb_upstream_changes_total"));
+            let tripped = changes.filter(|line| line.contains(r#"state="tripped""#));
             assert_eq!(tripped.count(), 1, "{page}");
         }
     }

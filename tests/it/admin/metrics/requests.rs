@@ -6,7 +6,7 @@ use super::ledger::{Ledger, MetricsPage};
 use super::{CHAT, ended, labelled, named, ones, with_face};
 use crate::common::body::{chat, stream};
 use crate::common::wire::{Wire, get, post};
-use crate::common::{Balancer, InjectedFault, Options, engine, engines, eventually, paced};
+use crate::common::{Balancer, InjectedFault, Options, engine, engines, eventually, names, paced};
 use serde_json::{Value, json};
 
 /// So slow that a stream never ends while its test runs.
@@ -135,11 +135,17 @@ pub async fn refusals(ledger: &mut Ledger) {
     let engine = engine(Options::default()).await;
     let balancer = Balancer::ready(named([&engine])).await;
     let mut page = MetricsPage::of(&balancer).await;
-    let refused = [
-        (post(CHAT, chat("unknown")), 404, "model"),
-        (get("/nowhere"), 404, "path"),
-        (get(CHAT), 405, "method"),
-    ];
+    let refused = [(get("/nowhere"), 404, "path"), (get(CHAT), 405, "method")];
+    // Where all upstreams serve the same models, it is left to the engine whether there is such a model.
+    let both = engines(2).await;
+    let mut config = named(&both);
+    config.upstreams[1].models = Some(names(&["second"]));
+    let two = Balancer::ready(config).await;
+    let before = MetricsPage::of(&two).await;
+    two.ask(post(CHAT, chat("unknown"))).await.expect(404);
+    let mut expected = ones(&["request_seconds_count|model|other", "rejects_total|reason|model"]);
+    expected.push((ended("other", "404", "", "model", ""), 1.0));
+    ledger.moved(&two, before, &expected).await;
     for (request, status, reason) in refused {
         balancer.ask(request).await.expect(status);
         let mut expected = ones(&["request_seconds_count|model|other"]);
