@@ -116,7 +116,7 @@ function milliseconds(value) {
   if (!isNumber(value)) return UNKNOWN;
   if (value === 0) return "0 ms";
   if (value < 10) return `${value.toFixed(1)} ms`;
-  if (value < 1000) return `${value.toFixed(0)} ms`;
+  if (value < 999.5) return `${value.toFixed(0)} ms`;
   if (value < 60000) return `${(value / 1000).toFixed(value < 10000 ? 2 : 1)} s`;
   return duration(value / 1000);
 }

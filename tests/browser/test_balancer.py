@@ -103,6 +103,9 @@ def test_explains_a_decision(visit, balancers):
     assert "Without this cache another upstream would have won." in said
     page.page.locator("#decision .bars li").nth(2).wait_for()
     assert page.page.locator("#decision .bars li.chosen").count() == 1
+    # All bars have one scale.
+    tracks = "[...document.querySelectorAll('.bars .track')]"
+    assert page.page.evaluate(f"new Set({tracks}.map((one) => one.offsetWidth)).size") == 1
     # The pieces of the bars are the terms of the cost by the knobs of the running configuration.
     assert page.page.locator("#decision .t-missing").count() >= 3
     assert page.page.locator("#decision .t-whole").count() == 0
