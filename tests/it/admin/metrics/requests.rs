@@ -243,6 +243,8 @@ pub async fn queue(ledger: &mut Ledger) {
     ledger.shows(&balancer, "vllm_lb_queued", 0.0).await;
     let mut expected = ones(&[
         "choices_total|reason|only",
+        "forecast_seconds_count|upstream|a",
+        "forecast_error_seconds_count|upstream|a",
         "queue_total|end|full",
         "queue_total|end|left",
         "queue_total|end|waited_out",
