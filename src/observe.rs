@@ -26,7 +26,8 @@ mod upstreams;
 pub mod usage;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use log::{error, info, warn};
 
@@ -37,6 +38,9 @@ use decisions::Decisions;
 use metrics::Metrics;
 use traffic::{BalancerTraffic, TrafficCounters, UpstreamTraffic};
 use usage::UsageTotals;
+
+/// How long the series of what has gone are kept for a page of metrics that nobody asks for.
+const MAX_UNSEEN_TIME: Duration = Duration::from_secs(3600);
 
 /// The log and the metrics of one balancer. Clones are the same observer.
 #[derive(Clone, Default)]
@@ -49,6 +53,8 @@ struct Observed {
     decisions: Decisions,
     usage: UsageTotals,
     traffic: TrafficCounters,
+    /// When the series of what has gone were last removed, in seconds since the start.
+    series_forgotten_at: AtomicU64,
     /// Whether the trace store fails: only the first failure in a row is logged as a warning.
     is_trace_store_failing: AtomicBool,
     /// Whether exports of spans fail, or spans are dropped: only the changes are logged.
@@ -75,11 +81,33 @@ impl Observer {
 
     /// Removes the series of upstreams and models that have gone.
     pub fn forget_series(&self, has_upstream: impl Fn(&str) -> bool, serves_model: impl Fn(&str) -> bool) {
+        self.0.series_forgotten_at.store(self.traffic().age().as_secs(), Relaxed);
         self.metrics().forget(&|label, value| match label {
             "upstream" => !value.is_empty() && !has_upstream(value),
             "model" => value != metrics::OTHER_MODEL && !serves_model(value),
             _ => false,
         });
+    }
+
+    /// Does the same where nobody has asked for a page of metrics for long. Cheap otherwise.
+    pub fn forget_unseen_series(
+        &self,
+        has_upstream: impl Fn(&str) -> bool,
+        serves_model: impl Fn(&str) -> bool,
+    ) {
+        self.forget_unseen_series_at(self.traffic().age(), has_upstream, serves_model);
+    }
+
+    fn forget_unseen_series_at(
+        &self,
+        age: Duration,
+        has_upstream: impl Fn(&str) -> bool,
+        serves_model: impl Fn(&str) -> bool,
+    ) {
+        let since = age.as_secs().saturating_sub(self.0.series_forgotten_at.load(Relaxed));
+        if since >= MAX_UNSEEN_TIME.as_secs() {
+            self.forget_series(has_upstream, serves_model);
+        }
     }
 
     /// The numbers of an upstream, for display.
@@ -153,6 +181,20 @@ mod tests {
         let line = "vllm_lb_rejects_total{reason=\"path\"} 1\n";
         assert!(page(&one).contains(line));
         assert!(!page(&other).contains(line), "two balancers of one process count apart");
+    }
+
+    /// Regression: only a request for the page removed series, so that a changing fleet that nobody watches
+    /// filled the memory.
+    #[test]
+    fn series_of_what_has_gone_are_removed_though_nobody_asks_for_the_page() {
+        let observer = Observer::default();
+        ["gone", "stays"].iter().for_each(|name| observer.probed(name));
+        let forget = |age| observer.forget_unseen_series_at(age, |name| name == "stays", |_| true);
+        forget(MAX_UNSEEN_TIME - Duration::from_secs(1));
+        assert!(page(&observer).contains("probes_total{upstream=\"gone\"} 1\n"), "a page may come yet");
+        forget(MAX_UNSEEN_TIME);
+        assert!(!page(&observer).contains("gone"));
+        assert!(page(&observer).contains("probes_total{upstream=\"stays\"} 1\n"));
     }
 
     #[test]

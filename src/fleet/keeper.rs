@@ -134,6 +134,9 @@ impl Keeper {
         let snapshot = Snapshot::new(present, departed, Some(&before));
         let max_ejected = self.fleet.rules.load().breaker.max_ejected;
         self.fleet.publish(snapshot.awaiting(self.awaited).ejecting(max_ejected));
+        let now_served = self.fleet.snapshot();
+        let has_upstream = |name: &str| now_served.by_name(name).is_some();
+        self.fleet.observer.forget_unseen_series(has_upstream, |model| now_served.serves_model(model));
         (self.changed, self.published_at) = (false, now());
     }
 

@@ -134,6 +134,11 @@ impl Default for TrafficCounters {
 }
 
 impl TrafficCounters {
+    /// The time since the start.
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     /// Gives the upstream a row, if it has none.
     pub(super) fn enter(&self, upstream: &str) {
         if self.upstreams.load().contains_key(upstream) {
