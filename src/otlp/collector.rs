@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Collected, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
@@ -21,6 +21,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::config::types::{OtlpConfig, UpstreamUrl};
@@ -31,6 +32,9 @@ const TRACES_PATH: &str = "/v1/traces";
 
 /// The most of an answer that is read.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
+
+/// How long the body of a success is read, which normally is empty.
+const MAX_SUCCESS_READ: Duration = Duration::from_secs(1);
 
 /// Why an export failed.
 #[derive(Debug, Error)]
@@ -113,8 +117,7 @@ impl CollectorLink {
             Ok(answer)
         };
         let limit = config.timeout;
-        let answer =
-            tokio::time::timeout(limit, sending).await.unwrap_or(Err(ExportFailure::Timeout(limit)))?;
+        let answer = timeout(limit, sending).await.unwrap_or(Err(ExportFailure::Timeout(limit)))?;
         judge(answer)
     }
 
@@ -187,8 +190,15 @@ fn export_request(
 
 async fn read_answer(answer: Response<Incoming>) -> Result<Response<Bytes>, ExportFailure> {
     let (head, body) = answer.into_parts();
-    let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await.map_err(ExportFailure::Answer)?;
-    Ok(Response::from_parts(head, body.to_bytes()))
+    let reading = Limited::new(body, MAX_ANSWER_BYTES).collect();
+    let body = if head.status.is_success() {
+        // The collector has the spans: they are not sent again for the sake of its answer's body.
+        let read = timeout(MAX_SUCCESS_READ, reading).await;
+        read.map_or_else(|_| Bytes::new(), |read| read.map(Collected::to_bytes).unwrap_or_default())
+    } else {
+        reading.await.map_err(ExportFailure::Answer)?.to_bytes()
+    };
+    Ok(Response::from_parts(head, body))
 }
 
 /// The number of rejected spans by an answer. A success whose body cannot be read has taken all.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -74,4 +74,55 @@ async fn the_worker_ends_with_its_exporter() {
     let task = exporter.task.lock().unwrap().take().unwrap();
     drop(exporter);
     task.await.unwrap();
+}
+
+/// Regression: the time of the next attempt could not be expressed, and the worker ended for good.
+#[tokio::test]
+async fn an_endless_pause_of_the_collector_drops_one_batch() {
+    let observer = Observer::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let exporter = exporter(Some(&url), &observer);
+    for batch in 1..=2 {
+        exporter.take(record());
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let answer = format!(
+            "HTTP/1.1 503 Service Unavailable\r\nretry-after: {}\r\nconnection: close\r\n\
+             content-length: 0\r\n\r\n",
+            u64::MAX
+        );
+        assert!(stream.read(&mut [0; 1 << 16]).await.unwrap() > 0);
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        let dropped = async {
+            while count(&observer, "collector") < batch {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), dropped).await.expect("the batch is dropped");
+    }
+    exporter.stop(Duration::from_secs(5)).await;
+    assert_eq!((count(&observer, "collector"), count(&observer, "stop")), (2, 0));
+}
+
+/// Regression: a success with a long or endless body was taken for a failure, and the spans were sent again.
+#[tokio::test]
+async fn a_success_is_final_whatever_its_body() {
+    let endless = format!("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n{}", "x".repeat(80_000));
+    for answer in ["HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nno", &endless] {
+        let observer = Observer::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let exporter = exporter(Some(&url), &observer);
+        exporter.take(record());
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert!(stream.read(&mut [0; 1 << 16]).await.unwrap() > 0);
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        let exported = async {
+            while count(&observer, "exported") == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(8), exported).await.expect("the export is done");
+        exporter.stop(Duration::from_secs(5)).await;
+    }
 }

@@ -108,7 +108,8 @@ impl ExportWorker {
             self.state.observer.span_export_failed(&failure);
             let pause_now = pause.max(failure.retry_after().unwrap_or_default());
             let last = *give_up.get_or_insert_with(|| Instant::now() + MAX_RETRY_TIME);
-            let in_time = Instant::now() + pause_now < last;
+            // A collector may name any pause: the sum of a time and the longest one cannot be expressed.
+            let in_time = pause_now < last.saturating_duration_since(Instant::now());
             if !failure.is_temporary() || !in_time || *self.stopped.borrow() {
                 return self.state.drop_spans(spans, "collector");
             }
