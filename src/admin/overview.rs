@@ -253,10 +253,15 @@ impl OverviewFrame {
 
 impl TokenSums {
     fn add(&mut self, total: &UsageTotal) {
-        self.requests += total.requests;
-        self.prompt += total.usage.prompt_tokens.unwrap_or(0);
-        self.cached += total.usage.cached_tokens.unwrap_or(0);
-        self.output += total.usage.output_tokens.unwrap_or(0);
+        // Engines report what they like.
+        for (sum, more) in [
+            (&mut self.requests, Some(total.requests)),
+            (&mut self.prompt, total.usage.prompt_tokens),
+            (&mut self.cached, total.usage.cached_tokens),
+            (&mut self.output, total.usage.output_tokens),
+        ] {
+            *sum = sum.saturating_add(more.unwrap_or(0));
+        }
     }
 }
 
@@ -348,6 +353,20 @@ fn unix_time() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reply::usage::Usage;
+
+    /// Regression: an overview of two models whose engines report absurd numbers overflowed.
+    #[test]
+    fn sums_of_absurd_numbers_stay_at_the_largest() {
+        let tokens = Some(u64::MAX);
+        let usage =
+            Usage { prompt_tokens: tokens, cached_tokens: tokens, output_tokens: tokens, ..Usage::default() };
+        let mut sums = TokenSums::default();
+        for _ in 0..2 {
+            sums.add(&UsageTotal { requests: 1, usage, ..UsageTotal::default() });
+        }
+        assert_eq!((sums.requests, sums.prompt, sums.cached, sums.output), (2, u64::MAX, u64::MAX, u64::MAX));
+    }
 
     #[test]
     fn a_reader_gets_the_choices_that_it_has_not_seen() {
