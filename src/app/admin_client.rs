@@ -84,14 +84,15 @@ impl<'a> AdminClient<'a> {
         if status.is_success() {
             return Ok(answer);
         }
-        let body = Limited::new(answer.into_body(), MAX_REFUSAL_BYTES).collect().await;
-        let text = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned());
+        // The status is reported in any case, also when the text of the refusal does not come.
+        let body = self.read(answer, MAX_REFUSAL_BYTES).await.unwrap_or_default();
+        let text = printable(String::from_utf8_lossy(&body).trim());
         let hint = if status == 401 {
             format!(": give its token by --token or {ADMIN_TOKEN}")
         } else {
             String::new()
         };
-        Err(self.failed(format!("{status}{hint}: {}", text.unwrap_or_default().trim())))
+        Err(self.failed(format!("{status}{hint}: {text}")))
     }
 
     /// Reads a body of at most `limit` bytes.
@@ -156,4 +157,49 @@ pub(super) fn escaped(text: &str) -> String {
         }
     }
     path
+}
+
+/// A text of a server, without what would control a terminal.
+fn printable(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escape).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::config::url;
+
+    /// The error of a call whose server answers with this text and keeps the connection open.
+    async fn refusal(answer: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = url::upstream(&format!("http://{}", listener.local_addr().unwrap())).unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            sleep(Duration::from_secs(60)).await;
+        });
+        let mut client = AdminClient::new(&url, (None, None), Duration::from_secs(2)).unwrap();
+        let called = timeout(Duration::from_secs(20), client.get("/")).await;
+        called.expect("a silent server is given up").expect_err("a refusal")
+    }
+
+    /// Regression: the body of a refusal was awaited without a limit.
+    #[tokio::test]
+    async fn a_refusal_whose_text_does_not_come_is_reported() {
+        let error = refusal("HTTP/1.1 503 Busy\r\ncontent-length: 100\r\n\r\nbeginning").await;
+        assert!(error.contains("503 Service Unavailable"), "{error}");
+    }
+
+    /// Regression: a refusal was printed with the escape codes in it.
+    #[tokio::test]
+    async fn a_refusal_does_not_control_the_terminal() {
+        let error = refusal("HTTP/1.1 503 Busy\r\ncontent-length: 11\r\n\r\n\u{1b}[2J\"no\" \u{9b}").await;
+        assert!(error.ends_with("\\u{1b}[2J\"no\" \\u{9b}"), "{error}");
+    }
 }
