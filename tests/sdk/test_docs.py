@@ -397,7 +397,9 @@ def call(url, method):
     request = urllib.request.Request(url, method=method, data=None if method == "GET" else b"")
     try:
         with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, answer.read()
+            # A stream of events has no end.
+            endless = answer.headers.get_content_type() == "text/event-stream"
+            return answer.status, b"" if endless else answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
 
