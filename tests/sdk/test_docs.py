@@ -25,6 +25,9 @@ FOREIGN_FLAGS = {
     "--enable-prompt-tokens-details",
     "--enable-prefix-caching",
     "--enable-force-include-usage",
+    "--served-model-name",
+    "--gpu-memory-utilization",
+    "--kv-cache-memory-bytes",
     "--data-parallel-size",
     "--doc",
     "--lib",
@@ -33,11 +36,14 @@ FOREIGN_FLAGS = {
     "--test",
 }
 
-# Paths that a balancer answers with 404 unless `passthrough` names them: the pages say so.
-CONTROL_PATHS = {"/sleep", "/reset_prefix_cache", "/abort_requests", "/get_inner_vllm_config"}
+# Commands that have flags of their own.
+SUBCOMMANDS = (["engine"], ["simulate"], ["traces"], ["doctor"], ["top"])
 
-# Paths that pages name for all that is below them.
-BEGINNINGS = {"/traces"}
+# Paths that a balancer answers with 404 unless `passthrough` names them: the pages say so.
+CONTROL_PATHS = {"/sleep", "/wake_up", "/reset_prefix_cache", "/abort_requests", "/get_inner_vllm_config"}
+
+# Paths that pages name for all that is below them; /proc is the operating system's.
+BEGINNINGS = {"/traces", "/proc"}
 
 # Paths of WebSockets, which answer 404 to anything else.
 SOCKETS = {"/v1/realtime"}
@@ -66,7 +72,7 @@ def run(command, **settings):
 @functools.cache
 def helps():
     """What `--help` says of each command."""
-    commands = ([], ["engine"], ["simulate"], ["traces"], ["traces", "export"])
+    commands = ([], ["engine"], ["simulate"], ["traces"], ["traces", "export"], ["doctor"], ["top"])
     return "\n".join(run([harness.binary(), *command, "--help"])[1] for command in commands)
 
 
@@ -205,7 +211,7 @@ def wrong_commands(page):
     """Commands that are not run: the command line of each is at least understood, and its files are there."""
     for line, command in page.commands():
         words = command.split("#")[0].split()
-        if words[:1] != ["vllm-lb"] or words[1:2] in (["engine"], ["simulate"], ["traces"]):
+        if words[:1] != ["vllm-lb"] or words[1:2] in SUBCOMMANDS:
             continue
         given = [word for word in words[1:] if word not in ("-t", "--test", "&")]
         given = [re.sub(r"^/etc/vllm-lb/lb\.yaml$|^lb\.yaml$", "conf/lb.yaml", word) for word in given]
