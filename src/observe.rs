@@ -39,7 +39,7 @@ use metrics::Metrics;
 use traffic::{BalancerTraffic, TrafficCounters, UpstreamTraffic};
 use usage::UsageTotals;
 
-/// How long the series of what has gone are kept for a page of metrics that nobody asks for.
+/// How long the series of what has gone are kept for a page of metrics that no caller requests.
 const MAX_UNSEEN_TIME: Duration = Duration::from_secs(3600);
 
 /// The log and the metrics of one balancer. Clones are the same observer.
@@ -89,7 +89,7 @@ impl Observer {
         });
     }
 
-    /// Does the same where nobody has asked for a page of metrics for long. Cheap otherwise.
+    /// Does the same after a long time without a request for the page of metrics. Cheap otherwise.
     pub fn forget_unseen_series(
         &self,
         has_upstream: impl Fn(&str) -> bool,
@@ -183,7 +183,7 @@ mod tests {
         assert!(!page(&other).contains(line), "two balancers of one process count apart");
     }
 
-    /// Regression: only a request for the page removed series, so that a changing fleet that nobody watches
+    /// Regression: only a request for the page removed series, so that a changing fleet without such requests
     /// filled the memory.
     #[test]
     fn series_of_what_has_gone_are_removed_though_nobody_asks_for_the_page() {

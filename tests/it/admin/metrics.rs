@@ -16,16 +16,18 @@ use vllm_lb::config::types::Config;
 const CHAT: &str = "/v1/chat/completions";
 
 /// Metrics that other tests hold, and where.
-const HELD_ELSEWHERE: [(&str, &str); 11] = [
+const HELD_ELSEWHERE: [(&str, &str); 13] = [
     ("vllm_lb_accept_failures_total", "needs a machine without file descriptors"),
     ("vllm_lb_signs_lost_total", "needs a keeper that is stuck"),
     ("vllm_lb_handshake_failures_total", "forwarding: listeners"),
     ("vllm_lb_cache_trimmed_total", "routing: choice, usage"),
     ("vllm_lb_cumulative_turns_total", "traces: cumulative"),
     ("vllm_lb_trace_store_failures_total", "traces: durability"),
+    ("vllm_lb_traces_expired_total", "counted by a task that runs once a minute; unit tests of the stores"),
     ("vllm_lb_traces_waiting", "is 0 but for the moments in which a store is slow; traces: durability"),
     ("vllm_lb_traces_waiting_bytes", "like vllm_lb_traces_waiting"),
     ("vllm_lb_responses_found_total", "cluster: stored"),
+    ("vllm_lb_upstream_incarnation", "admin: engine_metrics, with engines that restart"),
     ("vllm_lb_spans_total", "needs a collector; the SDK tests of spans"),
     ("vllm_lb_span_export_failures_total", "like vllm_lb_spans_total"),
 ];

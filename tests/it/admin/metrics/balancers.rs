@@ -56,10 +56,6 @@ pub async fn upstreams(ledger: &mut Ledger) {
     ledger.shows(&balancer, &change("down"), 1.0).await;
     engine.set_health(None);
     has_state(ledger, &balancer, "ready").await;
-    let incarnation = labelled("upstream_incarnation|upstream|a");
-    let before = MetricsPage::of(&balancer).await.value(&incarnation);
-    engine.restart().await;
-    ledger.holds(&balancer, &incarnation, |value| value > before).await;
     ledger.shows(&balancer, &labelled("upstream_cache_tokens|upstream|a"), 262_144.0).await;
 }
 
@@ -138,24 +134,13 @@ pub async fn process(ledger: &mut Ledger) {
 
 pub async fn traces(ledger: &mut Ledger) {
     let engine = engine(Options::default()).await;
-    let mut config = named([&engine]);
-    config.traces.memory = 64 << 10;
-    let balancer = Balancer::ready(config).await;
-    let call = async |session: &str, bytes: usize| {
-        let messages = json!([{"role": "user", "content": "word ".repeat(bytes / 5)}]);
-        let body = json!({"model": "sim", "messages": messages, "max_tokens": 2}).to_string();
-        balancer.ask(post(&format!("/sessions/{session}{CHAT}"), body)).await.expect(200);
-        balancer.admin(post("/admin/flush", "")).await.expect(200);
-    };
-    let stored = labelled("traces_total|result|stored");
-    call("one", 40_000).await;
-    ledger.shows(&balancer, &stored, 1.0).await;
+    let balancer = Balancer::ready(named([&engine])).await;
+    let messages = json!([{"role": "user", "content": "word ".repeat(3000)}]);
+    let body = json!({"model": "sim", "messages": messages, "max_tokens": 2}).to_string();
+    balancer.ask(post(&format!("/sessions/one{CHAT}"), body)).await.expect(200);
+    balancer.admin(post("/admin/flush", "")).await.expect(200);
+    ledger.shows(&balancer, &labelled("traces_total|result|stored"), 1.0).await;
     ledger.holds(&balancer, "vllm_lb_traces_stored_bytes", |bytes| bytes > 0.0).await;
-    ledger.shows(&balancer, "vllm_lb_traces_expired_total", 0.0).await;
-    call("two", 40_000).await;
-    ledger.shows(&balancer, &stored, 2.0).await;
-    ledger.shows(&balancer, "vllm_lb_traces_expired_total", 1.0).await;
-    ledger.holds(&balancer, "vllm_lb_traces_stored_bytes", |bytes| bytes < f64::from(64 << 10)).await;
 }
 
 pub async fn siblings(ledger: &mut Ledger) {
