@@ -200,7 +200,7 @@ mod tests {
 
     use super::*;
 
-    /// A feed whose overviews are numbered, each with a choice of its number, and the number of them.
+    /// A feed with numbered overviews, each with a choice of its number, and the number of them.
     fn feed() -> (Arc<LiveFeed>, Arc<AtomicU64>) {
         let made = Arc::new(AtomicU64::new(0));
         let count = made.clone();

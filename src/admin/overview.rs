@@ -54,7 +54,7 @@ pub(super) struct OverviewSource {
     started: f64,
 }
 
-/// An overview, whose choices readers get from where they left off.
+/// An overview; readers get its choices from where they left off.
 #[derive(Debug)]
 pub(super) struct OverviewFrame {
     /// The document up to its list of choices.
@@ -355,7 +355,7 @@ mod tests {
     use super::*;
     use crate::reply::usage::Usage;
 
-    /// Regression: an overview of two models whose engines report absurd numbers overflowed.
+    /// Regression: an overview overflowed when the engines of two models reported absurd numbers.
     #[test]
     fn sums_of_absurd_numbers_stay_at_the_largest() {
         let tokens = Some(u64::MAX);

@@ -174,7 +174,7 @@ mod tests {
     use super::*;
     use crate::config::url;
 
-    /// The error of a call whose server answers with this text and keeps the connection open.
+    /// The error of a call to a server that answers with this text and keeps the connection open.
     async fn refusal(answer: &'static str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = url::upstream(&format!("http://{}", listener.local_addr().unwrap())).unwrap();

@@ -63,7 +63,7 @@ impl Preset {
     }
 }
 
-/// What becomes of a request whose `x-slo-ttft-ms` no upstream's forecast meets.
+/// What becomes of a request when no upstream's forecast meets its `x-slo-ttft-ms`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SloRule {
     /// The header is not read.
