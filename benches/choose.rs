@@ -4,7 +4,8 @@
 //! filter, the lookup of its chain, the formula, the lease. The upstreams are one simulated server at as
 //! many loopback addresses, which the keeper probes before the measurement. Every upstream has a few
 //! requests in flight; each conversation has 64 blocks, and one to three upstreams hold them. With a "common
-//! beginning" the first eight blocks are those of all conversations, and every upstream holds them.
+//! beginning" the first eight blocks are those of all conversations, and every upstream holds them. With "a
+//! limit of the first token" each candidate's forecast is compared with `x-slo-ttft-ms`.
 
 use std::collections::VecDeque;
 use std::hint::black_box;
@@ -25,7 +26,7 @@ use vllm_lb::engine::batch::Timing;
 use vllm_lb::engine::http::{EngineServer, Options};
 use vllm_lb::fleet::{FilterResult, Fleet, Lease, RequestWork, UpstreamQuery};
 use vllm_lb::observe::Observer;
-use vllm_lb::pick::forecast::forecast;
+use vllm_lb::pick::forecast::{forecast, keep_within};
 use vllm_lb::pick::shortlist::shortlist;
 use vllm_lb::pick::{self, Candidate, DrawSeed};
 use vllm_lb::route::resolve;
@@ -40,6 +41,9 @@ const COMMON_BLOCKS: u64 = 8;
 const BLOCK_BYTES: u64 = 512;
 /// The requests in flight of an upstream, on average.
 const IN_FLIGHT: usize = 4;
+
+/// The limit of the time to the first token, which all forecasts meet: nothing is in the backlogs.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Scatters numbers over 64 bits, as hashes are.
 fn scatter(number: u64) -> u64 {
@@ -104,14 +108,22 @@ impl World {
             _stop: stop,
         };
         for _ in 0..upstreams * IN_FLIGHT {
-            let lease = world.choose(false);
+            let lease = world.choose(false, None);
             world.in_flight.push_back(lease);
         }
         world
     }
 
-    /// Chooses an upstream for the next conversation.
-    fn choose(&mut self, routed: bool) -> Lease {
+    /// Makes the forecasts count: a first token has come from each upstream of late.
+    fn confirm_forecasts(&self) {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        for entry in &self.fleet.snapshot().entries {
+            entry.upstream.correct_forecast(8_000, second, second, now);
+        }
+    }
+
+    /// Chooses an upstream for the next conversation. `limit`: of the time to the first token.
+    fn choose(&mut self, routed: bool, limit: Option<Duration>) -> Lease {
         self.count += 1;
         let prompt = &self.prompts[(scatter(self.count) % CONVERSATIONS) as usize];
         let snapshot = self.fleet.snapshot_owned();
@@ -126,6 +138,10 @@ impl World {
         let id = |candidate: &Candidate| snapshot.id_at(candidate.index);
         self.state.weigh(prompt, self.knobs.share, &mut self.hits, candidates, id);
         let last = self.state.add_session_penalty(prompt, 1.0, now, candidates, id);
+        if let Some(limit) = limit {
+            let trust = |index: usize| snapshot.entries[index].upstream.forecast_trust(now);
+            assert_eq!(keep_within(candidates, limit, trust), None, "an upstream meets the limit");
+        }
         let seed = DrawSeed { random: scatter(self.count), turn: self.count, jitter: 0.0 };
         shortlist(candidates, &self.knobs, seed, last);
         let choice = pick::pick(candidates, &self.knobs, seed).expect("there are candidates");
@@ -137,9 +153,9 @@ impl World {
     }
 
     /// Ends the request that has been in flight longest, and chooses for another.
-    fn turn(&mut self, routed: bool) {
+    fn turn(&mut self, routed: bool, limit: Option<Duration>) {
         self.in_flight.pop_front();
-        let mut lease = self.choose(routed);
+        let mut lease = self.choose(routed, limit);
         lease.end_prefill();
         self.in_flight.push_back(black_box(lease));
     }
@@ -206,9 +222,21 @@ fn choose(criterion: &mut Criterion) {
             for routed in [false, true] {
                 let route = if routed { ", route to all" } else { "" };
                 group.bench_function(format!("{upstreams} upstreams{what}{route}"), |bencher| {
-                    bencher
-                        .iter_custom(|turns| processor_time(|| (0..turns).for_each(|_| world.turn(routed))));
+                    bencher.iter_custom(|turns| {
+                        processor_time(|| (0..turns).for_each(|_| world.turn(routed, None)))
+                    });
                 });
+            }
+            if !common {
+                group.bench_function(
+                    format!("{upstreams} upstreams, a limit of the first token"),
+                    |bencher| {
+                        bencher.iter_custom(|turns| {
+                            world.confirm_forecasts();
+                            processor_time(|| (0..turns).for_each(|_| world.turn(false, Some(LIMIT))))
+                        });
+                    },
+                );
             }
         }
     }

@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use vllm_lb::prompt::chain::thinning::last_stored;
+use vllm_lb::prompt::chain::thinning::{last_stored, stored_count, stored_depth};
 use vllm_lb::state::prefix_index::{Hits, Index, Slot};
 
 const CONVERSATIONS: u64 = 4000;
@@ -127,11 +127,72 @@ fn tails(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Conversations that siblings' messages continue in turn, as `exchange_scale/siblings.rs` has them.
+struct HeardTraffic {
+    conversations: Vec<(u64, usize)>,
+    next: usize,
+    begun: u64,
+    last_blocks: usize,
+}
+
+/// The tail of one prompt, as it is heard.
+struct HeardTail {
+    parent: Option<u64>,
+    hashes: Vec<u64>,
+    upstream: usize,
+}
+
+impl HeardTraffic {
+    fn tail(&mut self) -> HeardTail {
+        let at = self.next % self.conversations.len();
+        self.next += 1;
+        if self.conversations[at].1 >= self.last_blocks {
+            self.begun += 1;
+            self.conversations[at] = (self.begun, 0);
+        }
+        let (number, known) = self.conversations[at];
+        self.conversations[at].1 += 16;
+        let hash = |block: usize| scatter(number << 16 | block as u64);
+        let (from, to) = (last_stored(known), known + 16);
+        let hashes =
+            (stored_count(known) + 1..=stored_count(to)).map(|one| hash(stored_depth(one))).collect();
+        let parent = (from > 0).then(|| hash(from));
+        HeardTail { parent, hashes, upstream: scatter(number) as usize % 64 }
+    }
+}
+
+/// What a message of a sibling with 20 tails costs in an index that evicts as much as it learns.
+fn hearing(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("index");
+    group.measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_secs(1)).sample_size(50);
+    for last_blocks in [256, 800] {
+        let index = Index::new(1_000_000, 0x5EED);
+        let slots: Vec<Slot> = (0..64).map_while(|_| index.enter()).collect();
+        let conversations: Vec<_> = (0..2400).map(|number| (number, last_blocks)).collect();
+        let mut traffic = HeardTraffic { conversations, next: 0, begun: 2400, last_blocks };
+        let learn = |tail: &HeardTail| match tail.parent {
+            Some(parent) => index.learn_after(parent, &tail.hashes, None, slots[tail.upstream]).is_some(),
+            None => index.learn_stored(&tail.hashes, None, slots[tail.upstream]).is_some(),
+        };
+        while index.size().pairs < 999_000 {
+            (0..1000).for_each(|_| _ = learn(&traffic.tail()));
+        }
+        (0..200_000).for_each(|_| _ = learn(&traffic.tail()));
+        eprintln!("chains to {last_blocks} blocks: {:?}", index.size());
+        group.bench_function(format!("hear 20 tails of chains to {last_blocks} blocks"), |bencher| {
+            let message = || (0..20).map(|_| traffic.tail()).collect::<Vec<_>>();
+            let hear = |tails: Vec<HeardTail>| tails.iter().filter(|tail| learn(tail)).count();
+            bencher.iter_batched(message, hear, BatchSize::SmallInput);
+        });
+    }
+    group.finish();
+}
+
 /// The blocks of a tail that siblings publish.
 fn published(tail: &[u64], known: usize) -> Vec<u64> {
     let depths = known + 1..;
     depths.zip(tail).filter(|(depth, _)| last_stored(*depth) == *depth).map(|(_, block)| *block).collect()
 }
 
-criterion_group!(benches, index, tails);
+criterion_group!(benches, index, tails, hearing);
 criterion_main!(benches);

@@ -44,20 +44,21 @@ use answer::{AdminReject, answer, not_allowed, respond, typed_answer};
 use guard::Protection;
 use live::LiveFeed;
 use overview::OverviewSource;
-pub use parts::AdminParts;
+pub(crate) use parts::AdminParts;
 
+const METRICS_PATH: &str = "/metrics";
 const OVERVIEW_PATH: &str = "/admin/overview";
 const LIVE_PATH: &str = "/admin/live";
 
 /// The paths that the admin listener has beyond the public ones.
-pub fn serves(path: &str) -> bool {
-    matches!(path, "/" | "/metrics" | "/live" | "/ready" | "/health") || is_protected(path)
+pub(crate) fn serves(path: &str) -> bool {
+    matches!(path, "/" | METRICS_PATH | "/live" | "/ready" | "/health") || is_protected(path)
 }
 
 /// Whether a call only watches the balancer, so that it should not appear among the requests in flight that
 /// it shows.
-pub fn only_watches(path: &str) -> bool {
-    matches!(path, OVERVIEW_PATH | LIVE_PATH)
+pub(crate) fn only_watches(path: &str) -> bool {
+    matches!(path, "/metrics" | OVERVIEW_PATH | LIVE_PATH)
 }
 
 /// Whether a call shows or changes data that clients of the public listeners must not see.
@@ -76,13 +77,13 @@ pub struct Reloaded {
 }
 
 /// Reads the configuration again. Implemented by the assembly, which alone has all parts.
-pub trait Reload: Send + Sync {
+pub(crate) trait Reload: Send + Sync {
     /// Applies the new configuration, or returns its problems and keeps the running one.
     fn reload(&self) -> BoxFuture<'_, Result<Reloaded, Vec<String>>>;
 }
 
 /// Answers the calls of the admin listener.
-pub struct AdminApi {
+pub(crate) struct AdminApi {
     parts: Arc<AdminParts>,
     overviews: Arc<OverviewSource>,
     /// The stream of overviews.
@@ -95,7 +96,7 @@ pub struct AdminApi {
 }
 
 impl AdminApi {
-    pub fn new(
+    pub(crate) fn new(
         parts: AdminParts,
         config: Arc<ArcSwap<Config>>,
         reload: Arc<dyn Reload>,
@@ -114,7 +115,7 @@ impl AdminApi {
 
     /// Answers a call. A call with `expect: 100-continue` arrives without its body: the answer is 100 when
     /// the body is needed, else the final answer. A body without an exact size is a stream.
-    pub async fn call(&self, request: Request<Bytes>) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+    pub(crate) async fn call(&self, request: Request<Bytes>) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
         let refused = self.refuse(&request);
         let is_live = request.uri().path() == LIVE_PATH && request.method() == Method::GET;
         let answer = match refused {
@@ -135,8 +136,11 @@ impl AdminApi {
     /// Rejects a protected call without its token or from a web page, and permits an accepted one to send its
     /// body.
     fn refuse(&self, request: &Request<Bytes>) -> Option<Response<Bytes>> {
-        if !is_protected(request.uri().path()) {
-            return None;
+        let path = request.uri().path();
+        if !is_protected(path) {
+            // Scrapers send no token and use any name; the page of metrics costs as much for other callers.
+            let checked = if path == METRICS_PATH { guard::check_site(request) } else { Ok(()) };
+            return checked.err().map(|(status, error)| respond(Err(AdminReject::new(status, error))));
         }
         if let Err(reject) = self.check_caller(request) {
             return Some(respond(Err(reject)));
@@ -154,7 +158,7 @@ impl AdminApi {
             "/" => page::page(&request),
             "/live" | "/health" if method == Method::GET => answer(StatusCode::OK, &json!({"status": "ok"})),
             "/ready" if method == Method::GET => self.ready(),
-            "/metrics" if method == Method::GET => self.metrics(request.headers()),
+            METRICS_PATH if method == Method::GET => self.metrics(request.headers()),
             "/admin/config" if method == Method::GET => {
                 answer(StatusCode::OK, &render::json(&self.config.load()))
             }
@@ -168,7 +172,7 @@ impl AdminApi {
                 typed_answer(StatusCode::OK, "application/json", overview.into())
             }
             "/admin/reload" if method == Method::POST => self.reload().await,
-            "/live" | "/health" | "/ready" | "/metrics" => not_allowed("GET"),
+            "/live" | "/health" | "/ready" | METRICS_PATH => not_allowed("GET"),
             "/admin/config" | "/admin/decisions" | "/admin/siblings" | "/admin/usage" => not_allowed("GET"),
             OVERVIEW_PATH | LIVE_PATH => not_allowed("GET"),
             "/admin/reload" => not_allowed("POST"),

@@ -9,13 +9,13 @@ mod engine_metrics;
 mod metrics;
 mod models;
 
-pub use self::engine_info::{EngineInfo, parse_engine_info};
-pub use self::engine_metrics::{EngineMetrics, parse_engine_metrics};
-pub use self::metrics::merge_metrics;
-pub use self::models::{ModelCard, models_list, parse_models};
+pub(crate) use self::engine_info::{EngineInfo, parse_engine_info};
+pub(crate) use self::engine_metrics::{EngineMetrics, parse_engine_metrics};
+pub(crate) use self::metrics::merge_metrics;
+pub(crate) use self::models::{ModelCard, models_list, parse_models};
 
 /// Returns the sum of the answers to `GET /load`; an answer without a number counts as 0.
-pub fn load_sum(answers: &[&[u8]]) -> u64 {
+pub(crate) fn load_sum(answers: &[&[u8]]) -> u64 {
     #[derive(serde::Deserialize)]
     struct ServerLoad {
         server_load: u64,
@@ -29,7 +29,7 @@ pub fn load_sum(answers: &[&[u8]]) -> u64 {
 
 /// Returns the oldest of the versions, as written. A version without a leading number is chosen only among
 /// its like.
-pub fn version_min(versions: &[&str]) -> Option<String> {
+pub(crate) fn version_min(versions: &[&str]) -> Option<String> {
     let oldest = versions.iter().min_by_key(|version| {
         let key = version_key(version);
         (key.is_none(), key)

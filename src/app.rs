@@ -7,8 +7,9 @@
 mod admin_client;
 pub mod doctor;
 mod follow;
+pub mod health;
 mod members;
-pub mod notify;
+pub(crate) mod notify;
 mod reload;
 pub mod run;
 mod sibling_loads;
@@ -37,6 +38,7 @@ use crate::engine::http::{EngineServer, Options};
 use crate::fleet::{Fleet, Keeper, discover};
 use crate::observe::{Observer, process};
 use crate::otlp::SpanExporter;
+use crate::proxy::server::certificate::ListenerCertificate;
 use crate::proxy::server::connection_limit::ConnectionLimiter;
 use crate::proxy::server::shutdown::{Shutdown, ShutdownPhase};
 use crate::proxy::{self, AdminBody, Balancer, ProxyShared, server};
@@ -98,6 +100,9 @@ struct PreparedBalancer {
     open_listeners: Vec<OpenListener>,
 }
 
+/// A bound listener, what it serves, and its configured address.
+type BoundListener = (SocketPurpose, String, server::Listener);
+
 /// A bound listener and its server.
 struct OpenListener {
     serves: SocketPurpose,
@@ -134,9 +139,11 @@ async fn prepare(
     let meeting = siblings.map(|siblings| siblings.meet(fleet.clone(), state.clone(), &stopped));
     let exchange = meeting.as_ref().map(|meeting| meeting.exchange.clone());
     let members = exchange.as_ref().map_or_else(Arc::default, |exchange| exchange.member_list());
+    members.set_entries(&config.upstreams);
     let listeners = bind(&config, sockets).await?;
     // The last step that can fail, since its thread would keep running.
     let traces = Traces::start(&config.traces, observer.clone()).await?;
+    let name = name_of(&listeners);
     let shared = ProxyShared::new(
         &config,
         fleet.clone(),
@@ -144,13 +151,12 @@ async fn prepare(
         exchange.clone(),
         traces.clone(),
         observer.clone(),
+        &name,
     );
     let (shutdown, spans) = (shared.shutdown().clone(), shared.spans().clone());
-    let limits = config.limits.connection;
+    let (limits, limiter) = (config.limits.connection, ConnectionLimiter::new(config.limits.connections));
     let public = server::shared_server(Balancer::public(shared.clone()), limits);
-    let limiter = ConnectionLimiter::new(config.limits.connections);
-    let certificates =
-        listeners.iter().filter_map(|(_, _, listener)| listener.certificate().cloned()).collect();
+    let certificates = certificates_of(&listeners);
     let config = Arc::new(ArcSwap::from_pointee(config));
     let parts = (fleet.clone(), RuntimeChanges { members: members.clone(), exchange: exchange.clone() });
     let reloader = Reloader::new(load, config.clone(), parts, shared.clone(), limiter.clone(), certificates);
@@ -162,6 +168,7 @@ async fn prepare(
         exchange,
         members: members.clone(),
         host: siblings::host(),
+        name,
     };
     let applier = RecordApplier::new(&fleet, &config, &members, &observer);
     let follower = MemberFollower::new(applier.clone());
@@ -171,7 +178,6 @@ async fn prepare(
     let mut addresses: Vec<String> = open_listeners.iter().map(OpenListener::bound_address).collect();
     let admin = addresses.pop().unwrap_or_default();
     let tasks = start_tasks(keeper, meeting, follower, &fleet, &state, stopped).await;
-    let (serving, phase) = (JoinSet::new(), watch::Sender::new(ShutdownPhase::Serving));
     let running = RunningBalancer {
         addresses,
         admin,
@@ -181,8 +187,8 @@ async fn prepare(
         observer,
         spans,
         shutdown,
-        phase,
-        serving,
+        phase: watch::Sender::new(ShutdownPhase::Serving),
+        serving: JoinSet::new(),
         tasks,
         tasks_stop,
         reloader,
@@ -219,10 +225,7 @@ async fn start_tasks(
 }
 
 /// Binds all listeners, the admin listener last.
-async fn bind(
-    config: &Config,
-    sockets: &mut InheritedSockets,
-) -> Result<Vec<(SocketPurpose, String, server::Listener)>, String> {
+async fn bind(config: &Config, sockets: &mut InheritedSockets) -> Result<Vec<BoundListener>, String> {
     let admin_listen = Listen { address: config.admin.address.clone(), tls: None };
     let mut listeners = Vec::new();
     for listen in &config.listen {
@@ -234,9 +237,21 @@ async fn bind(
     Ok(listeners)
 }
 
+/// Returns the certificates of the listeners with TLS.
+fn certificates_of(listeners: &[BoundListener]) -> Vec<Arc<ListenerCertificate>> {
+    listeners.iter().filter_map(|(_, _, listener)| listener.certificate().cloned()).collect()
+}
+
+/// Returns what this balancer is called, with the ports that the system chose.
+fn name_of(listeners: &[BoundListener]) -> String {
+    let public = listeners.iter().filter(|(serves, ..)| *serves == SocketPurpose::Api);
+    let addresses: Vec<String> = public.map(|(_, _, listener)| listener.address().to_string()).collect();
+    siblings::balancer_name(&siblings::host(), &addresses)
+}
+
 /// Combines each listener with its server and its limit of connections.
 fn open(
-    listeners: Vec<(SocketPurpose, String, server::Listener)>,
+    listeners: Vec<BoundListener>,
     public: &server::SharedServer,
     admin: &server::SharedServer,
     limiter: &Arc<ConnectionLimiter>,

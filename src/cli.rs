@@ -5,6 +5,7 @@
 
 pub mod doctor;
 pub mod engine;
+pub mod health;
 pub mod load;
 pub mod simulate;
 pub mod top;
@@ -121,6 +122,8 @@ pub enum Command {
     Traces(traces::TracesArgs),
     /// Report what is wrong with upstreams and Redis, with the remedy
     Doctor(doctor::DoctorArgs),
+    /// Ask for the health of a balancer or a vLLM server: exit code 0 or 1
+    Health(health::HealthArgs),
 }
 
 /// The text to print and the exit code with which to end.

@@ -7,19 +7,19 @@
 
 pub mod check;
 pub mod diff;
-pub mod expand;
-pub mod free;
+pub(crate) mod expand;
+pub(crate) mod free;
 pub mod keys;
-pub mod member;
-pub mod postgres;
+pub(crate) mod member;
+pub(crate) mod postgres;
 pub mod problem;
 pub mod redis;
 pub mod render;
 pub mod secret;
-pub mod section;
+pub(crate) mod section;
 pub mod setting;
-pub mod spelling;
+pub(crate) mod spelling;
 pub mod types;
 pub mod url;
 pub mod values;
-pub mod yaml;
+pub(crate) mod yaml;

@@ -41,11 +41,11 @@ const STYLE_MARK: &str = "<!-- style -->";
 const SCRIPT_MARK: &str = "<!-- script -->";
 
 /// The page as it is served.
-pub static PAGE: LazyLock<DashboardPage> = LazyLock::new(DashboardPage::new);
+pub(crate) static PAGE: LazyLock<DashboardPage> = LazyLock::new(DashboardPage::new);
 
 /// The page, and the headers that depend on it.
 #[derive(Debug)]
-pub struct DashboardPage {
+pub(crate) struct DashboardPage {
     pub html: Bytes,
     /// The value of `content-security-policy`.
     pub policy: String,

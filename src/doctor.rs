@@ -9,10 +9,10 @@
 //! for a terminal.
 
 mod comparison;
-pub mod facts;
-pub mod finding;
+pub(crate) mod facts;
+pub(crate) mod finding;
 mod redis_rules;
-pub mod report;
+pub(crate) mod report;
 mod setup_rules;
 mod upstream_rules;
 
@@ -20,7 +20,7 @@ use facts::SetupFacts;
 use finding::Finding;
 
 /// Returns the findings, the severest first; those of one severity in the order of the configuration.
-pub fn diagnose(facts: &SetupFacts<'_>) -> Vec<Finding> {
+pub(crate) fn diagnose(facts: &SetupFacts<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     for upstream in &facts.upstreams {
         upstream_rules::add(facts, upstream, &mut found);

@@ -5,6 +5,6 @@
 //! loads through the pure parts.
 
 pub mod batch;
-pub mod cache;
+pub(crate) mod cache;
 pub mod dice;
 pub mod http;

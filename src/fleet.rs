@@ -4,18 +4,20 @@
 //! lock. `Snapshot::candidates` is the one place that filters. Requests in flight (`lease`) and places in the
 //! queue are counted by guards.
 
+mod awaited_token;
 mod blame;
-pub mod breaker;
-pub mod change;
-pub mod client;
+pub(crate) mod breaker;
+mod cached_reports;
+pub(crate) mod change;
+pub(crate) mod client;
 pub mod discover;
 mod engine_load;
 mod forecast;
 mod identity;
-pub mod inspect;
+pub(crate) mod inspect;
 mod keeper;
 mod keeper_message;
-pub mod lease;
+pub(crate) mod lease;
 mod metrics_reader;
 mod pace;
 mod probe;
@@ -23,12 +25,12 @@ mod probe_connection;
 mod probe_duty;
 mod prober;
 mod query;
-pub mod queue;
+pub(crate) mod queue;
 mod shared_probes;
 pub mod sight;
-pub mod snapshot;
+pub(crate) mod snapshot;
 mod snapshot_entry;
-pub mod tls;
+pub(crate) mod tls;
 pub mod upstream;
 
 use std::hash::{BuildHasher, RandomState};
@@ -41,6 +43,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::types::Config;
 use crate::observe::Observer;
+pub use awaited_token::AwaitedToken;
 pub use blame::Blame;
 use breaker::BreakerRules;
 pub use breaker::blame::FailureKind;
@@ -54,7 +57,7 @@ use keeper_message::KeeperMessage;
 pub use lease::{Lease, Outcome, RequestWork};
 pub use query::UpstreamQuery;
 use queue::QueueKey;
-pub use queue::{Queue, QueueRefusal, QueueTurn};
+pub use queue::{MissedLook, Queue, QueueRefusal, QueueTurn, StartDelay};
 use shared_probes::SharedProbes;
 pub use snapshot::{FilterResult, Snapshot};
 pub use snapshot_entry::SnapshotEntry;
@@ -212,15 +215,21 @@ impl Fleet {
         !self.queue.is_empty() && self.queue.is_waiting(&self.key(query))
     }
 
-    /// Waits until `deadline` for the turn to look for room again. `until` comes from `FilterResult::Full`.
+    /// Whether a request that `must_wait`, but has a limit of the time to the first token, may be sent before
+    /// the others: each of them is too late for what is left. `missed`: what the request found.
+    pub fn may_pass(&self, query: &UpstreamQuery<'_>, missed: &MissedLook) -> bool {
+        self.queue.lets_pass(&self.key(query), missed)
+    }
+
+    /// Waits until `deadline` for the turn to look for room again, after a look in vain.
     pub async fn wait(
         &self,
         query: &UpstreamQuery<'_>,
-        until: Option<Instant>,
+        missed: MissedLook,
         deadline: Instant,
     ) -> Result<QueueTurn, QueueRefusal> {
         let key = self.key(query);
-        self.queue.wait(key, until, deadline).await
+        self.queue.wait(key, missed, deadline).await
     }
 
     /// Returns the queue of requests that wait for room.

@@ -19,10 +19,10 @@
 //! L4   main  cli  app                                   assembly: the only code that knows everything
 //! L3   proxy | admin | engine::http                        edges; never each other; pingora only in proxy
 //! L2b  fleet  state  traces  otlp                       things with tasks, sockets, locks
-//! L2a  observe  logging                                 one door for logs and metrics
+//! L2a  observe  logging  system_roots                   one door for logs, metrics, and trust
 //! L1   prompt route retry pick reply sse aggregate config breaker prefix_index exchange sessions doctor
 //! L1   json engine cache batch dice simulate record assemble probe_duty sight trace_context dashboard
-//! L1   top                                                pure: time and chance come in
+//! L1   top messages slices                                pure: time and chance come in
 //! L0   config::{types,setting,redis,postgres,url,values,spelling,problem,secret}  vocabulary
 //! L0   reject  names  rate                              vocabulary
 //! ```
@@ -36,32 +36,34 @@
 //! guard), `outcome` how it ended, `snapshot` immutable view of the fleet, `reject` any refusal of our own,
 //! `knob` a tunable of `pick`, `balancer` one running vllm-lb, `sibling` another one on the same Redis.
 
+// A module is public only as far as the program, the tests and the benches use it: no other crate does.
 #![warn(unreachable_pub)]
 
-pub mod admin;
-pub mod aggregate;
+pub(crate) mod admin;
+pub(crate) mod aggregate;
 pub mod app;
 pub mod cli;
 pub mod config;
-pub mod dashboard;
-pub mod doctor;
+pub(crate) mod dashboard;
+pub(crate) mod doctor;
 pub mod engine;
 pub mod fleet;
 pub(crate) mod json;
 pub mod logging;
-pub mod names;
+pub(crate) mod names;
 pub mod observe;
-pub mod otlp;
+pub(crate) mod otlp;
 pub mod pick;
 pub mod prompt;
-pub mod proxy;
-pub mod rate;
+pub(crate) mod proxy;
+pub(crate) mod rate;
 pub mod reject;
 pub mod reply;
-pub mod retry;
+pub(crate) mod retry;
 pub mod route;
 pub mod simulate;
 pub mod sse;
 pub mod state;
-pub mod top;
+pub(crate) mod system_roots;
+pub(crate) mod top;
 pub mod traces;

@@ -8,7 +8,7 @@
 //! begins with `vllm_lb`, the default; dependencies have a lower level. `RUST_LOG` is not read: the level
 //! comes from the configuration. This is the only module that writes records; `observe` decides which ones.
 
-pub mod format;
+pub(crate) mod format;
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
@@ -39,9 +39,10 @@ const NOISE: &[(&str, &str, &str)] = &[
     ("pingora_core::apps::http_app", "HTTP server fails to", "a client of the admin listener has gone"),
 ];
 
-/// The beginning of the targets of the database library. What it warns of is noise, too: one record of ours
-/// says what failed, once and with a remedy.
-const DATABASE_LIBRARY: &str = "sqlx";
+/// The beginnings of the targets of the database library, of the Kubernetes client and of the DNS resolver,
+/// which warns of every forged answer. What they warn of is noise, too: one record of ours says what failed,
+/// once and with a remedy.
+const QUIET_LIBRARIES: [&str; 3] = ["sqlx", "kube_client", "hickory_"];
 
 /// The step of verbosity; a reload may change it.
 static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
@@ -122,7 +123,7 @@ fn shown_as(record: &Record<'_>, theirs: LevelFilter) -> Option<Level> {
 }
 
 fn is_noise(record: &Record<'_>) -> bool {
-    if record.target().starts_with(DATABASE_LIBRARY) {
+    if QUIET_LIBRARIES.iter().any(|library| record.target().starts_with(library)) {
         return true;
     }
     let mut candidates = NOISE.iter().filter(|(target, ..)| *target == record.target()).peekable();
@@ -159,7 +160,9 @@ mod tests {
         assert_eq!(shown(listening, "Downstream handshake timeout", LevelFilter::Debug), Some(Level::Debug));
         assert_eq!(shown(listening, "Accept() failed", LevelFilter::Warn), Some(Level::Error));
         assert_eq!(shown("vllm_lb::proxy", "Fail to proxy", LevelFilter::Warn), Some(Level::Error));
-        for target in ["sqlx::pool::acquire", "sqlx::postgres::notice", "sqlx_core::pool::inner"] {
+        let sqlx = ["sqlx::pool::acquire", "sqlx::postgres::notice", "sqlx_core::pool::inner"];
+        let others = ["kube_client::client::builder", "hickory_net::udp::udp_client_stream"];
+        for target in sqlx.into_iter().chain(others) {
             assert_eq!(shown(target, "slow", LevelFilter::Warn), None);
             assert_eq!(shown(target, "slow", LevelFilter::Debug), Some(Level::Debug));
         }

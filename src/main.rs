@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use vllm_lb::app::traces_export::ExportError;
 use vllm_lb::cli::doctor::DoctorArgs;
+use vllm_lb::cli::health::HealthArgs;
 use vllm_lb::cli::load::{self, LoadMode, Loaded};
 use vllm_lb::cli::simulate::SimulateArgs;
 use vllm_lb::cli::top::TopArgs;
@@ -55,6 +56,7 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
         LoadMode::Simulate(args) => return simulate(&args),
         LoadMode::Export(args) => return export(&args),
         LoadMode::Top(args) => return top(&args),
+        LoadMode::Health(args) => return health(&args),
         _ => {}
     }
     if let Err(error) = logging::init(&config.log, std::io::stdout().is_terminal()) {
@@ -125,12 +127,30 @@ fn export(args: &ExportArgs) -> ExitCode {
 fn top(args: &TopArgs) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let shown = runtime.map_err(|error| format!("cannot start: {error}")).and_then(|runtime| {
-        let shown = runtime.block_on(app::top::run(args, cli::environment(ADMIN_TOKEN)));
+        let shown =
+            runtime.block_on(app::top::run(args, cli::environment(ADMIN_TOKEN), cli::environment("COLUMNS")));
         // A thread may still wait for a key.
         runtime.shutdown_background();
         shown
     });
     match shown {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("{problem}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Asks a health check, without a log. A pending name lookup must not delay the end.
+fn health(args: &HealthArgs) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let checked = runtime.map_err(|error| format!("cannot start: {error}")).and_then(|runtime| {
+        let checked = runtime.block_on(app::health::run(args));
+        runtime.shutdown_background();
+        checked
+    });
+    match checked {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
             eprintln!("{problem}");

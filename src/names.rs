@@ -1,51 +1,53 @@
 //! Names that several rooms use: header names and the product's own.
 
 /// The product's name in `User-Agent`.
-pub const PRODUCT: &str = concat!("vllm-lb/", env!("CARGO_PKG_VERSION"));
+pub(crate) const PRODUCT: &str = concat!("vllm-lb/", env!("CARGO_PKG_VERSION"));
 
 /// The header field with the id of a request.
-pub const X_REQUEST_ID: &str = "x-request-id";
+pub(crate) const X_REQUEST_ID: &str = "x-request-id";
 /// The header field with the trace of a request and the span that is its parent.
-pub const TRACEPARENT: &str = "traceparent";
+pub(crate) const TRACEPARENT: &str = "traceparent";
 /// The header field with further data of the systems that record a trace.
-pub const TRACESTATE: &str = "tracestate";
+pub(crate) const TRACESTATE: &str = "tracestate";
 /// The header field with the addresses of the client and of proxies.
-pub const X_FORWARDED_FOR: &str = "x-forwarded-for";
+pub(crate) const X_FORWARDED_FOR: &str = "x-forwarded-for";
 /// The header field with the host that the client requested.
-pub const X_FORWARDED_HOST: &str = "x-forwarded-host";
+pub(crate) const X_FORWARDED_HOST: &str = "x-forwarded-host";
 /// The header field with the scheme that the client used.
-pub const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
+pub(crate) const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
 /// The upstream that answered, with `expose: true`.
-pub const X_UPSTREAM: &str = "x-vllm-lb-upstream";
+pub(crate) const X_UPSTREAM: &str = "x-vllm-lb-upstream";
 /// How many upstreams were tried, with `expose: true`.
-pub const X_ATTEMPTS: &str = "x-vllm-lb-attempts";
+pub(crate) const X_ATTEMPTS: &str = "x-vllm-lb-attempts";
 /// The leading blocks of the prompt that the upstream was believed to hold, of all known blocks, with
 /// `expose: true`.
-pub const X_HIT: &str = "x-vllm-lb-hit";
+pub(crate) const X_HIT: &str = "x-vllm-lb-hit";
 /// The forecast of the time from the choice to the first token, in milliseconds, with `expose: true`.
-pub const X_FORECAST: &str = "x-vllm-lb-forecast-ms";
+pub(crate) const X_FORECAST: &str = "x-vllm-lb-forecast-ms";
 /// The longest time to the first token that the client accepts, in milliseconds.
-pub const X_SLO_TTFT: &str = "x-slo-ttft-ms";
+pub(crate) const X_SLO_TTFT: &str = "x-slo-ttft-ms";
 /// Why this upstream was chosen, with `expose: true`.
-pub const X_REASON: &str = "x-vllm-lb-reason";
+pub(crate) const X_REASON: &str = "x-vllm-lb-reason";
+/// The balancer that answered, with `expose: true`.
+pub(crate) const X_BALANCER: &str = "x-vllm-lb-balancer";
 /// The default cookie that names a session. In two parts, since names of metrics are recognised by the first.
-pub const SESSION_COOKIE: &str = concat!("vllm_lb", "_session");
+pub(crate) const SESSION_COOKIE: &str = concat!("vllm_lb", "_session");
 /// Controls whether client libraries retry, independent of the status.
-pub const X_SHOULD_RETRY: &str = "x-should-retry";
+pub(crate) const X_SHOULD_RETRY: &str = "x-should-retry";
 
 /// Selects one of the engines of an upstream that runs several.
-pub const X_DATA_PARALLEL_RANK: &str = "x-data-parallel-rank";
+pub(crate) const X_DATA_PARALLEL_RANK: &str = "x-data-parallel-rank";
 /// The longest text of a client that is kept or shown to operators, in bytes.
-pub const MAX_SHOWN_BYTES: usize = 128;
+pub(crate) const MAX_SHOWN_BYTES: usize = 128;
 
 /// The longest model name in a request, in bytes; longer texts of a client are cut in errors.
-pub const MAX_MODEL_BYTES: usize = 4096;
+pub(crate) const MAX_MODEL_BYTES: usize = 4096;
 
 /// Marks the end of a text that was cut.
 const ELLIPSIS: &str = "…";
 
 /// Cuts a text of a client to `limit` bytes. Returns its beginning, and the mark of a cut, empty without one.
-pub fn cut(text: &str, limit: usize) -> [&str; 2] {
+pub(crate) fn cut(text: &str, limit: usize) -> [&str; 2] {
     if text.len() <= limit {
         return [text, ""];
     }

@@ -9,21 +9,21 @@
 //!
 //! Never: read a metric to decide something. Code that needs a count keeps its own.
 
-pub mod decisions;
+pub(crate) mod decisions;
 mod discovery;
 mod gauge_guard;
 mod listeners;
 mod metrics;
-pub mod process;
-pub mod queue;
+pub(crate) mod process;
+pub(crate) mod queue;
 mod recent;
 pub mod request;
 mod siblings;
 mod spans;
 mod traces;
-pub mod traffic;
+pub(crate) mod traffic;
 mod upstreams;
-pub mod usage;
+pub(crate) mod usage;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

@@ -14,7 +14,7 @@
 mod collector;
 mod spans;
 mod state;
-pub mod trace_context;
+pub(crate) mod trace_context;
 mod worker;
 
 use std::hash::{BuildHasher, RandomState};
@@ -40,7 +40,7 @@ const MAX_WAITING_RECORDS: usize = 8192;
 const ANSWER_OUTCOMES: [&str; 3] = ["ok", "client_error", "server_error"];
 
 /// Takes the spans of requests that have ended.
-pub struct SpanExporter {
+pub(crate) struct SpanExporter {
     records: mpsc::Sender<SpanRecord>,
     state: Arc<ExportState>,
     stop: watch::Sender<bool>,
@@ -51,7 +51,7 @@ pub struct SpanExporter {
 
 impl SpanExporter {
     /// Starts the worker, which is idle while no endpoint is configured.
-    pub fn start(config: &OtlpConfig, observer: Observer) -> Arc<Self> {
+    pub(crate) fn start(config: &OtlpConfig, observer: Observer) -> Arc<Self> {
         let (records, waiting) = mpsc::channel(MAX_WAITING_RECORDS);
         let (stop, stopped) = watch::channel(false);
         let state = Arc::new(ExportState::new(config, observer));
@@ -61,13 +61,13 @@ impl SpanExporter {
     }
 
     /// Applies settings to the exports that follow.
-    pub fn reload(&self, config: &OtlpConfig) {
+    pub(crate) fn reload(&self, config: &OtlpConfig) {
         self.state.settings.store(Arc::new(config.clone()));
     }
 
     /// Takes the spans of an ended request, if they are sampled. Calls of the admin API have none, nor
     /// has an answer of the balancer's own in a trace that begins with it, such as a health check.
-    pub fn finish(&self, trace: &RequestTrace, done: &Done<'_>) {
+    pub(crate) fn finish(&self, trace: &RequestTrace, done: &Done<'_>) {
         // A refusal has its reason as the outcome.
         let is_own_answer = done.upstream.is_none() && ANSWER_OUTCOMES.contains(&done.outcome);
         if !trace.is_sampled() || done.admin || (is_own_answer && trace.is_root()) {
@@ -89,7 +89,7 @@ impl SpanExporter {
     }
 
     /// Exports what waits, for at most `limit`; what is left then is lost.
-    pub async fn stop(&self, limit: Duration) {
+    pub(crate) async fn stop(&self, limit: Duration) {
         self.stop.send_replace(true);
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(mut task) = task else { return };

@@ -4,7 +4,7 @@ pub mod canon;
 pub mod chain;
 pub mod multipart;
 pub mod scan;
-pub mod session;
+pub(crate) mod session;
 mod value;
 mod work;
 

@@ -23,6 +23,7 @@ mod capture;
 mod carry;
 mod choose;
 mod client;
+mod client_address;
 mod context;
 mod continued_turn;
 mod cumulative;
@@ -45,7 +46,7 @@ mod request_end;
 mod request_report;
 mod respond;
 mod route_edits;
-pub mod server;
+pub(crate) mod server;
 mod settings;
 mod shared;
 mod slo;
@@ -68,11 +69,11 @@ use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use tokio::time::timeout;
 
-pub use admin_service::{AdminBody, AdminService};
+pub(crate) use admin_service::{AdminBody, AdminService};
 use client::{Client, MAX_CLIENT_STALL};
 use context::RequestContext;
 use linger::linger;
-pub use shared::ProxyShared;
+pub(crate) use shared::ProxyShared;
 
 /// The longest time that the rest of a rejected request is read and discarded, so that the client can read
 /// the answer.
@@ -83,17 +84,17 @@ const MAX_FINISH: Duration = Duration::from_secs(15);
 
 /// Serves the requests of one kind of listener: the public one, or the admin's, which also serves the public
 /// API.
-pub struct Balancer {
+pub(crate) struct Balancer {
     shared: Arc<ProxyShared>,
     admin: Option<Arc<dyn AdminService>>,
 }
 
 impl Balancer {
-    pub fn public(shared: Arc<ProxyShared>) -> Self {
+    pub(crate) fn public(shared: Arc<ProxyShared>) -> Self {
         Balancer { shared, admin: None }
     }
 
-    pub fn admin(shared: Arc<ProxyShared>, admin: Arc<dyn AdminService>) -> Self {
+    pub(crate) fn admin(shared: Arc<ProxyShared>, admin: Arc<dyn AdminService>) -> Self {
         Balancer { shared, admin: Some(admin) }
     }
 }
@@ -103,7 +104,7 @@ impl Balancer {
     ///
     /// Pingora's `ProxyHttp` is not used: with a request's phases inlined, its future took 14 KiB of each
     /// open stream.
-    pub async fn serve(&self, session: ServerSession, is_closing: bool) -> Option<Stream> {
+    pub(crate) async fn serve(&self, session: ServerSession, is_closing: bool) -> Option<Stream> {
         let mut session = begin(session).await?;
         if is_closing {
             session.set_keepalive(None);

@@ -4,21 +4,21 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Both sums, two f32 in one word, so that they change together.
-pub struct Rate(AtomicU64);
+pub(crate) struct Rate(AtomicU64);
 
 impl Rate {
-    pub fn new(above: f32, below: f32) -> Self {
+    pub(crate) fn new(above: f32, below: f32) -> Self {
         Rate(AtomicU64::new(pack(above, below)))
     }
 
     /// The current value.
-    pub fn value(&self) -> f64 {
+    pub(crate) fn value(&self) -> f64 {
         let (above, below) = unpack(self.0.load(Relaxed));
         f64::from(above) / f64::from(below)
     }
 
     /// Adds to both sums, after scaling them by `keep`, 0 to 1.
-    pub fn add(&self, above: f32, below: f32, keep: f32) {
+    pub(crate) fn add(&self, above: f32, below: f32, keep: f32) {
         let add = |packed| {
             let (before, under) = unpack(packed);
             Some(pack(before * keep + above, under * keep + below))

@@ -2,8 +2,8 @@
 //!
 //! Never: delay a byte, copy more of an answer than the beginning of a line, use a connection.
 
-pub mod ending;
-pub mod judge;
+pub(crate) mod ending;
+pub(crate) mod judge;
 pub mod sse;
 pub mod usage;
 

@@ -12,11 +12,11 @@ use std::time::Duration;
 use crate::config::types::{Retry, RetryOn};
 
 /// The largest number of attempts of one request, also when its failures cost nothing.
-pub const MAX_ATTEMPTS: u32 = 8;
+pub(crate) const MAX_ATTEMPTS: u32 = 8;
 
 /// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttemptFailure {
+pub(crate) enum AttemptFailure {
     /// The upstream could not be reached.
     Connect { refused: bool },
     /// A pooled connection had ended before the request was sent on it.
@@ -39,7 +39,7 @@ pub enum AttemptFailure {
 
 /// Why the balancer ends an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndReason {
+pub(crate) enum EndReason {
     /// `timeouts.first_byte` has passed.
     FirstByte,
     /// `timeouts.idle` has passed.
@@ -60,7 +60,7 @@ pub enum EndReason {
 
 /// The decision about another attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RetryDecision {
+pub(crate) enum RetryDecision {
     Stop,
     /// Retry without cost.
     Free,
@@ -73,7 +73,7 @@ pub enum RetryDecision {
 
 /// The facts of a request for the rule.
 #[derive(Clone, Copy, Debug)]
-pub struct RetryFacts {
+pub(crate) struct RetryFacts {
     /// Attempts made, the failed one included.
     pub attempts: u32,
     /// Every byte that was read of the request is held.
@@ -86,7 +86,7 @@ pub struct RetryFacts {
 
 impl AttemptFailure {
     /// The value of the metrics' `cause` label.
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             AttemptFailure::Connect { .. } => "connect",
             AttemptFailure::Stale => "stale",
@@ -112,7 +112,7 @@ impl AttemptFailure {
 
     /// Whether a second attempt on the same upstream would fail alike, so that waiting for another one is
     /// better.
-    pub fn declines(self) -> bool {
+    pub(crate) fn declines(self) -> bool {
         matches!(
             self,
             AttemptFailure::Connect { .. }
@@ -123,7 +123,7 @@ impl AttemptFailure {
     }
 
     /// Whether an engine may have read the prompt.
-    pub fn may_have_read(self) -> bool {
+    pub(crate) fn may_have_read(self) -> bool {
         match self {
             AttemptFailure::Connect { .. }
             | AttemptFailure::Stale
@@ -158,12 +158,12 @@ impl AttemptFailure {
 
 /// Whether an answer with this status means that the prompt was not read: the request is invalid, the engine
 /// is too busy or shuts down, or a gateway did not find it. After a timeout this is unknown.
-pub fn is_refusal(status: u16) -> bool {
+pub(crate) fn is_refusal(status: u16) -> bool {
     matches!(status, 400..500 | 502 | 503)
 }
 
 /// Decides whether to retry after a failed attempt.
-pub fn decide(failure: AttemptFailure, facts: RetryFacts, retry: &Retry) -> RetryDecision {
+pub(crate) fn decide(failure: AttemptFailure, facts: RetryFacts, retry: &Retry) -> RetryDecision {
     if retry.attempts == 0 || !facts.replayable || facts.pinned || !failure.is_on(&retry.on) {
         return RetryDecision::Stop;
     }
@@ -179,7 +179,7 @@ pub fn decide(failure: AttemptFailure, facts: RetryFacts, retry: &Retry) -> Retr
 
 /// Returns the pause before an attempt; the first has number 1. The second starts at once, on another
 /// upstream. From then on the pauses double, each drawn between its half and its whole by `random`.
-pub fn pause(retry: &Retry, attempt: u32, random: u64) -> Duration {
+pub(crate) fn pause(retry: &Retry, attempt: u32, random: u64) -> Duration {
     let Some(doublings) = attempt.checked_sub(3) else { return Duration::ZERO };
     let whole = retry.backoff.saturating_mul(1 << doublings.min(16)).min(retry.max_backoff);
     whole.mul_f64(0.5 + 0.5 * (random >> 11) as f64 / (1u64 << 53) as f64)

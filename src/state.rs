@@ -15,8 +15,8 @@ pub mod prefix_index;
 mod prompt_tails;
 mod ratios;
 pub mod redis;
-pub mod responses;
-pub mod sessions;
+pub(crate) mod responses;
+pub(crate) mod sessions;
 mod siblings;
 
 use std::collections::{HashMap, HashSet};

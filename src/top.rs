@@ -9,8 +9,8 @@
 //! numbers     writes numbers in a few columns
 //! ```
 
-pub mod document;
+pub(crate) mod document;
 mod history;
 mod numbers;
-pub mod state;
-pub mod view;
+pub(crate) mod state;
+pub(crate) mod view;

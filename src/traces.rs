@@ -9,9 +9,9 @@
 //! that a public listener can read.
 
 pub mod assemble;
-pub mod capture;
+pub(crate) mod capture;
 mod cumulative;
-pub mod json;
+pub(crate) mod json;
 mod known_prompts;
 mod queue;
 pub mod record;

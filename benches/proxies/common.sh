@@ -14,6 +14,8 @@ say() { echo "$(basename "$0" .sh): $*"; }
 
 profile=release
 binary=
+# Where programs of benches/ are that were built before; with them and a binary, nothing is built.
+programs=
 # Programs of benches/proxies/ that the script starts.
 examples=(traffic)
 output=benches/results/$(basename "$0" .sh).md
@@ -29,6 +31,7 @@ options() {
             --profile) profile=$2 ;;
             --rounds) rounds=$2 ;;
             --binary) binary=$2 ;;
+            --programs) programs=$2 ;;
             --output) output=$2 ;;
             *)
                 took=0
@@ -50,11 +53,14 @@ build() {
     local build=(cargo build --locked --profile "$profile")
     for example in "${examples[@]}"; do build+=(--example "$example"); done
     [ -n "$binary" ] || build+=(--bin vllm-lb)
-    say "building with profile $profile"
-    "${build[@]}"
+    if [ -z "$binary" ] || [ -z "$programs" ]; then
+        say "building with profile $profile"
+        "${build[@]}"
+    fi
     binary=${binary:-$target/vllm-lb}
-    traffic=$target/examples/traffic
-    pingora=$target/examples/pingora-proxy
+    programs=${programs:-$target/examples}
+    traffic=$programs/traffic
+    pingora=$programs/pingora-proxy
 }
 
 # ---- processes ---------------------------------------------------------------------------------
@@ -74,10 +80,14 @@ finish() {
 }
 trap finish EXIT
 
+# most_streams FILES: how many streams a proxy can have open, each with a socket on both sides, when it has so
+# many other files.
+most_streams() { echo $((($(ulimit -n) - $1) / 2)); }
+
 # What a proxy reads, with the ports of this run.
 settings() {
     sed -e "s|@dir@|$dir|g" -e "s|@listen@|${port[$2]}|g" -e "s|@upstream@|${port[direct]}|g" \
-        -e "s|@admin@|$admin|g" "benches/proxies/$1" >"$dir/$1"
+        -e "s|@admin@|$admin|g" -e "s|@connections@|$(most_streams 100)|g" "benches/proxies/$1" >"$dir/$1"
 }
 
 ends() { taskset -c "$ends_cores" "$traffic" "$@"; }

@@ -25,6 +25,9 @@ const WARM_UP: f64 = 0.5;
 /// A proxy that gets fewer of the requests that were due was not measured at that rate.
 const LEAST_SHARE: f64 = 0.98;
 
+/// Seconds for the answers of the last requests, which are no part of that share.
+const DRAIN_SECONDS: f64 = 0.1;
+
 /// Microseconds from when a request was due to the first event of its answer.
 pub struct FirstEventTimes {
     pub median: f64,
@@ -62,7 +65,7 @@ pub async fn run(
     let before = meter.read()?;
     let mut times = round(&mut idle, &requests, (rate, seconds)).await?;
     let sample = meter.sample(&before, times.len())?;
-    if sample.rate < rate * LEAST_SHARE {
+    if times.len() as f64 / sample.rate > seconds / LEAST_SHARE + DRAIN_SECONDS {
         return Err(format!("{:.0} requests a second where {rate} were due", sample.rate));
     }
     times.sort_unstable();

@@ -19,11 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How often the memory of a proxy is looked at, and how often it must be the same to be the answer:
 /// an allocator gives back what it does not need within two seconds or so.
 const LOOK: Duration = Duration::from_millis(500);
-const SAME: usize = 6;
+pub const SAME: usize = 6;
 const LOOKS: usize = 24;
-
-/// Between the opening of streams and the measurement of what goes through them.
-const BREATHER: Duration = Duration::from_millis(300);
 
 pub struct Connection {
     stream: TcpStream,
@@ -175,7 +172,7 @@ pub async fn requests(
 }
 
 /// Opens streams, some at a time, and reads each one's head and first event.
-async fn streams(port: u16, bytes: usize, count: usize, events: usize) -> Result<Vec<Stream>, String> {
+pub async fn streams(port: u16, bytes: usize, count: usize, events: usize) -> Result<Vec<Stream>, String> {
     let requests = Arc::new(prompt::requests(bytes, "sim", Answer::Events(events)));
     let mut open = Vec::new();
     while open.len() < count {
@@ -199,9 +196,9 @@ async fn streams(port: u16, bytes: usize, count: usize, events: usize) -> Result
 }
 
 /// An answer that comes in events.
-struct Stream {
+pub struct Stream {
     connection: Connection,
-    events: usize,
+    pub events: usize,
     /// The last byte was a line's end: one more ends an event.
     after_end: bool,
 }
@@ -215,7 +212,7 @@ impl Stream {
         }
     }
 
-    async fn read(&mut self) -> Result<(), String> {
+    pub async fn read(&mut self) -> Result<(), String> {
         let buffer = &mut self.connection.buffer;
         match self.connection.stream.read(buffer).await.map_err(io("reading events"))? {
             0 => Err(format!("a stream ended after {} events", self.events)),
@@ -227,52 +224,8 @@ impl Stream {
     }
 }
 
-/// What all streams of a measurement have got.
-#[derive(Default)]
-struct Got {
-    events: AtomicUsize,
-    reads: AtomicUsize,
-}
-
-/// Reads for as long as it is let; returns only when something is wrong.
-async fn follow(mut stream: Stream, got: Arc<Got>) -> Result<(), String> {
-    loop {
-        let before = stream.events;
-        stream.read().await?;
-        got.events.fetch_add(stream.events - before, Relaxed);
-        got.reads.fetch_add(1, Relaxed);
-    }
-}
-
-pub async fn events(port: u16, count: usize, seconds: f64, meter: &Meter) -> Result<Sample, String> {
-    let got = Arc::new(Got::default());
-    let mut following = JoinSet::new();
-    // Each is followed as soon as it is open, so that nothing has piled up when the measurement begins.
-    while following.len() < count {
-        let few = (count - following.len()).min(32);
-        for stream in streams(port, 1600, few, usize::MAX).await? {
-            following.spawn(follow(stream, got.clone()));
-        }
-    }
-    sleep(BREATHER).await;
-    let (events, reads) = (got.events.load(Relaxed), got.reads.load(Relaxed));
-    let before = meter.read()?;
-    tokio::select! {
-        () = sleep(Duration::from_secs_f64(seconds)) => {}
-        Some(ended) = following.join_next() => {
-            ended.map_err(|error| error.to_string())??;
-        }
-    }
-    let (events, reads) = (got.events.load(Relaxed) - events, got.reads.load(Relaxed) - reads);
-    let sample = meter.sample(&before, events)?;
-    if reads * 20 < events * 19 {
-        return Err(format!("{events} events came in {reads} reads: somebody could not keep the pace"));
-    }
-    Ok(sample)
-}
-
 /// Memory once it does not fall any more.
-async fn settled(pid: u32) -> Result<f64, String> {
+async fn settled(pid: u32, same_looks: usize) -> Result<f64, String> {
     let mut least = meter::resident(pid)?;
     let mut same = 0;
     for _ in 0..LOOKS {
@@ -280,7 +233,7 @@ async fn settled(pid: u32) -> Result<f64, String> {
         let now = meter::resident(pid)?;
         same = if now < least * 0.998 { 0 } else { same + 1 };
         least = least.min(now);
-        if same == SAME {
+        if same >= same_looks {
             break;
         }
     }
@@ -288,12 +241,17 @@ async fn settled(pid: u32) -> Result<f64, String> {
 }
 
 /// KiB of the proxy for each of `count` streams that are silent after one event.
-pub async fn idle(port: u16, bytes: usize, count: usize, proxy: u32) -> Result<f64, String> {
+pub async fn idle(
+    port: u16,
+    bytes: usize,
+    count: usize,
+    (proxy, same_looks): (u32, usize),
+) -> Result<f64, String> {
     // What is made once for all requests shall not be charged to the streams.
     drop(streams(port, bytes, 4, 1).await?);
-    let before = settled(proxy).await?;
+    let before = settled(proxy, same_looks).await?;
     let open = streams(port, bytes, count, 1).await?;
-    let after = settled(proxy).await?;
+    let after = settled(proxy, same_looks).await?;
     drop(open);
     Ok((after - before) / count as f64)
 }

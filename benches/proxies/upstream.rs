@@ -1,8 +1,8 @@
 //! A server that costs little: it reads whole requests and answers with constants.
 //!
-//! It answers a request with `x-request-id-events: N` with a stream: a chunk with one event every `PACE`, N
-//! times, then silence until the client leaves. It answers one with `x-request-id-burst: N` with a stream
-//! of N events at once, which ends. sglang-router forwards no other field that a client can make up.
+//! It answers a request with `x-request-id-events: N` with a stream: a chunk with one event at a fixed
+//! pace, N times, then silence until the client leaves. It answers one with `x-request-id-burst: N` with a
+//! stream of N events at once, which ends. sglang-router forwards no other field that a client can make up.
 //! Without them the answer is a chat completion of 1 KiB in one piece. Bodies are not read; one without a
 //! length, which no proxy here should send, is refused.
 
@@ -13,24 +13,24 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{MissedTickBehavior, interval};
 
-/// Between two tokens of one answer.
-pub const PACE: Duration = Duration::from_millis(20);
+/// Milliseconds between two tokens of one answer, unless the script sets another pace.
+pub const PACE_MILLIS: u64 = 20;
 
 const BUFFER: usize = 64 << 10;
 
-/// `event`: the one that streams repeat.
-pub async fn serve(port: u16, event: &'static str) -> io::Result<()> {
+/// `event`: the one that streams repeat, with `pace` between two of a stream.
+pub async fn serve(port: u16, event: &'static str, pace: Duration) -> io::Result<()> {
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
     let completion: &'static [u8] = completion().leak();
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
         // A connection that breaks is its proxy's affair; the load sees it as a failed request.
-        tokio::spawn(async move { connection(stream, completion, event).await.ok() });
+        tokio::spawn(async move { connection(stream, completion, event, pace).await.ok() });
     }
 }
 
-async fn connection(mut stream: TcpStream, completion: &[u8], event: &str) -> io::Result<()> {
+async fn connection(mut stream: TcpStream, completion: &[u8], event: &str, pace: Duration) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     let mut filled = 0;
     loop {
@@ -66,7 +66,7 @@ async fn connection(mut stream: TcpStream, completion: &[u8], event: &str) -> io
             // vllm-router asks for the tokens of each prompt, and does without them.
             stream.write_all(&not_found()).await?;
         } else if let Some(count) = number(&head, "x-request-id-events:") {
-            return events_of(stream, count, event).await;
+            return events_of(stream, count, event, pace).await;
         } else if let Some(count) = number(&head, "x-request-id-burst:") {
             stream.write_all(&burst(count, event)).await?;
         } else {
@@ -149,10 +149,10 @@ fn burst(count: usize, event: &str) -> Vec<u8> {
     [STREAM_HEAD, &events, &done, "0\r\n\r\n"].concat().into_bytes()
 }
 
-async fn events_of(mut stream: TcpStream, count: usize, event: &str) -> io::Result<()> {
+async fn events_of(mut stream: TcpStream, count: usize, event: &str, pace: Duration) -> io::Result<()> {
     let chunk = chunk(event);
     stream.write_all(STREAM_HEAD.as_bytes()).await?;
-    let mut pace = interval(PACE);
+    let mut pace = interval(pace);
     pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
     for _ in 0..count {
         pace.tick().await;

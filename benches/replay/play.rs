@@ -99,7 +99,7 @@ async fn live(address: Arc<str>, names: Arc<[String]>, ask: Ask, due: Instant, s
     assert_eq!(usage["prompt_tokens"], Value::from(ask.prompt), "a word is a token");
     let cached = usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap_or(0) as usize;
     let between = (ask.output > 1).then(|| (end - first) / (ask.output - 1) as f64);
-    Life { upstream, prompt: ask.prompt, cached, first, between, end }
+    Life { upstream, prompt: ask.prompt, cached, first, between, end, forecast_error: 0.0 }
 }
 
 /// The counts of tokens in the last events.

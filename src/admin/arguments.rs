@@ -5,6 +5,7 @@ use http::{Request, StatusCode};
 use serde_json::{Map, Value};
 
 use super::answer::AdminReject;
+use crate::names::{MAX_SHOWN_BYTES, cut};
 use crate::prompt::session::printable;
 use crate::route::api_paths::decode_escapes;
 
@@ -15,7 +16,18 @@ pub(super) fn parameter<'r>(request: &'r Request<Bytes>, name: &str) -> Option<&
     pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
-/// Decodes an id that is percent-encoded in a path.
+/// Rejects a query with a parameter that is not among the known ones.
+pub(super) fn check_parameters(request: &Request<Bytes>, known: &[&str]) -> Result<(), AdminReject> {
+    let pairs = request.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    let mut names = pairs.map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name));
+    names.find(|name| !known.contains(name)).map_or(Ok(()), |name| {
+        let name = cut(name, MAX_SHOWN_BYTES).concat();
+        let known = known.join(", ");
+        Err(AdminReject::problem(format!("{name:?} is not a parameter of this call: known are {known}")))
+    })
+}
+
+/// Decodes an id that is percent-encoded in a path or a query.
 pub(super) fn decoded_id(written: &str) -> Result<String, AdminReject> {
     decode_escapes(written).ok_or_else(|| AdminReject::problem("the id is not percent-encoded UTF-8"))
 }
@@ -122,6 +134,27 @@ mod tests {
         assert_eq!(parameter(&request("?enforce=1"), "force"), None);
         assert_eq!(parameter(&request(""), "wait"), None);
     }
+
+    #[test]
+    fn parameters_that_a_call_does_not_have_are_rejected_by_name() {
+        let check = |query: &str| {
+            let request = Request::builder().uri(format!("/admin/decisions{query}")).body(Bytes::new());
+            check_parameters(&request.expect("is a URI"), &["id", "limit"])
+        };
+        for query in ["", "?", "?&", "?id=a", "?limit", "?limit=x&id=", "?id=a=b&&limit=1&id=c"] {
+            assert!(check(query).is_ok(), "{query}");
+        }
+        for query in ["?ids=a", "?Id=a", "?limit=1&idd", "?=a", "?id%3Da"] {
+            let Err(AdminReject(status, error)) = check(query) else { panic!("{query} is accepted") };
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{query}");
+            assert!(error.to_string().contains("known are id, limit"), "{query}: {error}");
+        }
+        let Err(AdminReject(_, error)) = check(&format!("?{}", "x".repeat(4000))) else {
+            panic!("is accepted")
+        };
+        assert!(error.to_string().len() < 300, "{error}");
+    }
+
     fn of_query(query: &str) -> Option<ListRange> {
         let request = Request::builder().uri(format!("/sessions?{query}")).body(Bytes::new());
         ListRange::of_query(&request.expect("is a URI")).ok()

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! GET /admin/decisions?limit=50
+//! GET /admin/decisions?id=ID        the choices for one request: one for each attempt
 //! ```
 //!
 //! `cost` is the number that `pick` minimizes, in prompt tokens; its terms are listed beside it.
@@ -10,26 +11,34 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use serde_json::{Value, json};
 
-use super::answer::answer;
-use super::arguments::parameter;
+use super::answer::{AdminReject, AdminResult, answer, respond};
+use super::arguments::{check_parameters, decoded_id, parameter};
 use crate::config::values::integer_in;
 use crate::observe::decisions::{CandidateRecord, DecisionRecord, Decisions, KEPT_DECISIONS};
 
 /// The number of decisions in an answer when the call has no `limit`.
 const DEFAULT_DECISION_COUNT: usize = 50;
 
-/// Lists the latest decisions, newest first.
+/// Lists the latest decisions, or those for one request, newest first.
 pub(super) fn all(decisions: &Decisions, request: &Request<Bytes>) -> Response<Bytes> {
-    let limit =
-        parameter(request, "limit").map_or(Ok(DEFAULT_DECISION_COUNT), integer_in(1..=KEPT_DECISIONS));
-    match limit {
-        Ok(limit) => {
-            let whole = |record: &DecisionRecord| row(record, record.candidates().collect());
-            let rows: Vec<Value> = decisions.latest(limit).iter().map(whole).collect();
-            answer(StatusCode::OK, &rows.into())
-        }
-        Err(what) => answer(StatusCode::BAD_REQUEST, &json!({"error": format!("limit: {what}")})),
+    respond(list(decisions, request))
+}
+
+fn list(decisions: &Decisions, request: &Request<Bytes>) -> AdminResult {
+    check_parameters(request, &["id", "limit"])?;
+    let id = parameter(request, "id").map(decoded_id).transpose()?;
+    if id.as_deref() == Some("") {
+        return Err(AdminReject::problem("id: is empty, and should be the x-request-id of an answer"));
     }
+    let limit = parameter(request, "limit").map(integer_in(1..=KEPT_DECISIONS)).transpose();
+    let limit = limit.map_err(|what| AdminReject::problem(format!("limit: {what}")))?;
+    let records = match id {
+        Some(id) => decisions.of_request(&id, limit.unwrap_or(KEPT_DECISIONS)),
+        None => decisions.latest(limit.unwrap_or(DEFAULT_DECISION_COUNT)),
+    };
+    let whole = |record: &DecisionRecord| row(record, record.candidates().collect());
+    let rows: Vec<Value> = records.iter().map(whole).collect();
+    Ok(answer(StatusCode::OK, &rows.into()))
 }
 
 /// A recorded choice with these of its candidates.

@@ -12,7 +12,7 @@ use http::StatusCode;
 use super::answer::AdminReject;
 
 /// Applies the changes that operators make to the fleet, and records them.
-pub struct FleetEditor<'a> {
+pub(crate) struct FleetEditor<'a> {
     pub fleet: &'a Fleet,
     pub members: &'a Members,
     /// The records are shared with siblings over a Redis.
@@ -22,7 +22,7 @@ pub struct FleetEditor<'a> {
 
 /// Why a change was rejected.
 #[derive(Debug, PartialEq, Eq)]
-pub enum EditRefusal {
+pub(crate) enum EditRefusal {
     Fleet(FleetChangeError),
     /// There is no room for the record of another name.
     Full,
@@ -32,12 +32,14 @@ pub enum EditRefusal {
 
 impl FleetEditor<'_> {
     /// Applies all changes or none, and records them.
-    pub async fn apply(&self, changes: Vec<FleetChange>) -> Result<(), EditRefusal> {
+    pub(crate) async fn apply(&self, changes: Vec<FleetChange>) -> Result<(), EditRefusal> {
         let mut records: HashMap<String, MemberRecord> = HashMap::new();
         for change in &changes {
             let Some(name) = name(change) else { continue };
             let known = records.remove(name).or_else(|| MemberRecord::read(&self.members.get(name)?).ok());
-            records.insert(name.into(), noted(known.unwrap_or_default(), change.clone()));
+            let entry = self.members.entries().0.get(name).copied();
+            let record = noted(known.unwrap_or_default(), change.clone());
+            records.insert(name.into(), MemberRecord { entry, ..record });
         }
         for record in records.values().filter(|_| self.is_shared) {
             record.check_shareable().map_err(EditRefusal::Unshareable)?;

@@ -23,9 +23,9 @@ use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 
 use super::parts::AdminParts;
-use super::{decisions, siblings};
+use super::{decisions, siblings, upstreams};
 use crate::config::types::{Config, RouteConfig};
-use crate::fleet::{SnapshotEntry, UpstreamState};
+use crate::fleet::SnapshotEntry;
 use crate::observe::decisions::{CandidateRecord, DecisionRecord};
 use crate::observe::resident_bytes;
 use crate::observe::traffic::BalancerTraffic;
@@ -96,6 +96,7 @@ impl OverviewSource {
             balancer: BalancerView {
                 id: &self.id,
                 name: &parts.host,
+                identity: &parts.name,
                 version: env!("CARGO_PKG_VERSION"),
                 started: self.started,
                 ready: snapshot.any_ready() && !self.leaving.load(Ordering::Acquire),
@@ -137,6 +138,7 @@ impl OverviewSource {
             output_tokens: tokens.output,
             predicted_tokens: traffic.predicted_tokens,
             reported_tokens: traffic.reported_tokens,
+            compared_tokens: traffic.compared_tokens,
             first_byte_ms: traffic.first_byte_ms.map(|_| TotalTimes { p50, p90, p99 }),
             peeked_bytes: traffic.peeked_bytes,
             index_blocks: size.blocks,
@@ -154,7 +156,7 @@ impl OverviewSource {
             name: &config.name,
             url: config.url.display(),
             state: entry.state().label(),
-            reason: reason(entry, is_full),
+            reason: upstreams::reason(entry, is_full),
             drained: entry.status.drained,
             removing: entry.removing,
             full: is_full,
@@ -176,6 +178,7 @@ impl OverviewSource {
             failures: traffic.failures,
             predicted_tokens: traffic.predicted_tokens,
             reported_tokens: traffic.reported_tokens,
+            compared_tokens: traffic.compared_tokens,
             prompt_tokens: traffic.prompt_tokens,
             output_tokens: traffic.output_tokens,
             first_byte_ms: traffic
@@ -265,26 +268,6 @@ impl TokenSums {
     }
 }
 
-/// Why the upstream is in its state, where the state alone does not tell.
-fn reason(entry: &SnapshotEntry, is_full: bool) -> Option<&'static str> {
-    let status = &entry.status;
-    Some(match entry.state() {
-        UpstreamState::Draining if entry.removing => "it is removed after its last request",
-        UpstreamState::Draining if status.drained && status.gone => "an operator drains it, and it is down",
-        UpstreamState::Draining if status.drained => "an operator drains it",
-        UpstreamState::Draining => "it announced its shutdown",
-        UpstreamState::Down if status.lost => "it refuses connections, or its engine is dead",
-        UpstreamState::Down => "its probes fail",
-        UpstreamState::Tripped if status.gone => "its requests and its probes fail",
-        UpstreamState::Tripped => "too many of its requests fail",
-        UpstreamState::Suspect => "a probe failed, or a request did not reach it",
-        UpstreamState::Unknown if status.missing => "it was never reached",
-        UpstreamState::Unknown => "its first probe has not ended",
-        UpstreamState::Ready if is_full => "its engine reports that it is full",
-        UpstreamState::Ready => return None,
-    })
-}
-
 /// The models of the fleet, and those that were served before, by name.
 fn models_of<'a>(entries: &'a [SnapshotEntry], used: &'a [(String, UsageTotal)]) -> Vec<ModelView<'a>> {
     let mut rows: BTreeMap<&str, (usize, usize, TokenSums)> = BTreeMap::new();
@@ -351,29 +334,4 @@ fn unix_time() -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::reply::usage::Usage;
-
-    /// Regression: an overview overflowed when the engines of two models reported absurd numbers.
-    #[test]
-    fn sums_of_absurd_numbers_stay_at_the_largest() {
-        let tokens = Some(u64::MAX);
-        let usage =
-            Usage { prompt_tokens: tokens, cached_tokens: tokens, output_tokens: tokens, ..Usage::default() };
-        let mut sums = TokenSums::default();
-        for _ in 0..2 {
-            sums.add(&UsageTotal { requests: 1, usage, ..UsageTotal::default() });
-        }
-        assert_eq!((sums.requests, sums.prompt, sums.cached, sums.output), (2, u64::MAX, u64::MAX, u64::MAX));
-    }
-
-    #[test]
-    fn a_reader_gets_the_choices_that_it_has_not_seen() {
-        let frame = OverviewFrame::of("{\"a\":1", &[9, 8, 5]);
-        assert_eq!(frame.last_decision(), 9);
-        assert_eq!(frame.document(0), "{\"a\":1,\"decisions\":[9,8,5]}");
-        assert_eq!(frame.document(7), "{\"a\":1,\"decisions\":[9,8]}");
-        assert_eq!(frame.document(9), "{\"a\":1,\"decisions\":[]}");
-    }
-}
+mod tests;

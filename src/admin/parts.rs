@@ -11,7 +11,7 @@ use crate::state::redis::SiblingExchange;
 use crate::traces::Traces;
 
 /// The parts of the balancer that the admin API shows and changes.
-pub struct AdminParts {
+pub(crate) struct AdminParts {
     pub fleet: Arc<Fleet>,
     pub state: Arc<State>,
     pub traces: Arc<Traces>,
@@ -22,11 +22,13 @@ pub struct AdminParts {
     pub members: Arc<Members>,
     /// The host name of this machine.
     pub host: String,
+    /// What answers call this balancer: the host and the listeners for clients.
+    pub name: String,
 }
 
 impl AdminParts {
     /// The way to change the fleet.
-    pub fn editor(&self) -> FleetEditor<'_> {
+    pub(crate) fn editor(&self) -> FleetEditor<'_> {
         FleetEditor {
             fleet: &self.fleet,
             members: &self.members,

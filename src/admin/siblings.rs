@@ -15,6 +15,7 @@ pub(super) fn all(exchange: Option<&SiblingExchange>) -> Response<Bytes> {
         "balancer": exchange.map(|exchange| id(exchange.id())),
         "redis": exchange.map(SiblingExchange::place),
         "works": exchange.is_some_and(SiblingExchange::works),
+        "shares_members": exchange.is_some_and(SiblingExchange::shares_members),
         "siblings": rows.iter().map(|sibling| row(sibling, exchange)).collect::<Vec<_>>(),
     });
     answer(StatusCode::OK, &body)

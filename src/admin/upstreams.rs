@@ -172,6 +172,26 @@ async fn remove(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) 
     }
 }
 
+/// Why the upstream is in its state, where the state alone does not tell.
+pub(super) fn reason(entry: &SnapshotEntry, is_full: bool) -> Option<&'static str> {
+    let status = &entry.status;
+    Some(match entry.state() {
+        UpstreamState::Draining if entry.removing => "it is removed after its last request",
+        UpstreamState::Draining if status.drained && status.gone => "an operator drains it, and it is down",
+        UpstreamState::Draining if status.drained => "an operator drains it",
+        UpstreamState::Draining => "it announced its shutdown",
+        UpstreamState::Down if status.lost => "it refuses connections, or its engine is dead",
+        UpstreamState::Down => "its probes fail",
+        UpstreamState::Tripped if status.gone => "its requests and its probes fail",
+        UpstreamState::Tripped => "too many of its requests fail",
+        UpstreamState::Suspect => "a probe failed, or a request did not reach it",
+        UpstreamState::Unknown if status.missing => "it was never reached",
+        UpstreamState::Unknown => "its first probe has not ended",
+        UpstreamState::Ready if is_full => "its engine reports that it is full",
+        UpstreamState::Ready => return None,
+    })
+}
+
 /// Parses `?wait=30s`.
 pub(super) fn wait(request: &Request<Bytes>) -> Result<Option<Duration>, AdminReject> {
     let Some(written) = parameter(request, "wait") else { return Ok(None) };
@@ -183,13 +203,16 @@ fn row(entry: &SnapshotEntry) -> Value {
     let load = entry.upstream.load();
     let config = &entry.upstream.config;
     let (now, sight) = (Instant::now(), entry.upstream.sight());
+    let is_full = entry.upstream.busy_until(now).is_some();
     let mut row = json!({
         "name": config.name,
         "url": config.url.display(),
         "state": entry.state().label(),
+        "reason": reason(entry, is_full),
+        "drained": entry.status.drained,
         "since_seconds": now.saturating_duration_since(entry.status.since).as_secs(),
         "removing": entry.removing,
-        "full": entry.upstream.busy_until(now).is_some(),
+        "full": is_full,
         "models": entry.models.iter().map(|card| card.id.as_str()).collect::<Vec<_>>(),
         "version": entry.version.as_deref(),
         "weight": config.weight,

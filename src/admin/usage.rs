@@ -11,8 +11,8 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::answer::answer;
-use super::arguments::parameter;
+use super::answer::{AdminReject, AdminResult, answer, respond};
+use super::arguments::{check_parameters, parameter};
 use crate::config::values::integer_in;
 use crate::observe::usage::{DatedTotal, MAX_SESSION_TOTALS, UsageTotal, UsageTotals};
 use crate::prompt::session::printable;
@@ -23,14 +23,14 @@ const DEFAULT_SESSION_COUNT: usize = 100;
 
 /// Lists all totals.
 pub(super) fn all(totals: &UsageTotals, request: &Request<Bytes>) -> Response<Bytes> {
+    respond(list(totals, request))
+}
+
+fn list(totals: &UsageTotals, request: &Request<Bytes>) -> AdminResult {
+    check_parameters(request, &["session", "limit"])?;
     let limit =
         parameter(request, "limit").map_or(Ok(DEFAULT_SESSION_COUNT), integer_in(1..=MAX_SESSION_TOTALS));
-    let limit = match limit {
-        Ok(limit) => limit,
-        Err(what) => {
-            return answer(StatusCode::BAD_REQUEST, &json!({"error": format!("limit: {what}")}));
-        }
-    };
+    let limit = limit.map_err(|what| AdminReject::problem(format!("limit: {what}")))?;
     let sessions: Vec<Value> = match parameter(request, "session") {
         Some(written) => {
             let decoded = decode_escapes(written);
@@ -47,7 +47,7 @@ pub(super) fn all(totals: &UsageTotals, request: &Request<Bytes>) -> Response<By
         "routes": named("route", totals.routes()),
         "sessions": sessions,
     });
-    answer(StatusCode::OK, &body)
+    Ok(answer(StatusCode::OK, &body))
 }
 
 fn of_session(name: &str, dated: &DatedTotal) -> Value {

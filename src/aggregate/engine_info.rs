@@ -11,7 +11,7 @@ const MAX_VALUE_CHARS: usize = 64;
 
 /// The settings of an engine; each is `None` when the page does not have it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EngineInfo {
+pub(crate) struct EngineInfo {
     /// Whether the page has any metric of vLLM's.
     pub has_engine: bool,
     /// Tokens in a block of the cache.
@@ -23,7 +23,7 @@ pub struct EngineInfo {
 }
 
 /// Parses a page. Invalid lines are ignored.
-pub fn parse_engine_info(page: &[u8]) -> EngineInfo {
+pub(crate) fn parse_engine_info(page: &[u8]) -> EngineInfo {
     let mut info = EngineInfo::default();
     for line in page.split(|byte| *byte == b'\n') {
         let line = line.trim_ascii();

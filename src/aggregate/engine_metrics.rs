@@ -26,7 +26,7 @@ const MAX_SAMPLE_VALUE: f64 = 1e15;
 
 /// The values of a page; each is `None` when the page does not have it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct EngineMetrics {
+pub(crate) struct EngineMetrics {
     /// Requests in the batches of all engines.
     pub running: Option<u64>,
     /// Requests that wait to be scheduled.
@@ -42,7 +42,7 @@ pub struct EngineMetrics {
 }
 
 /// Parses a page. A last line without a line end may be cut and is ignored.
-pub fn parse_engine_metrics(page: &[u8]) -> EngineMetrics {
+pub(crate) fn parse_engine_metrics(page: &[u8]) -> EngineMetrics {
     let mut sums = MetricSums::default();
     let mut rest = page;
     while let Some(end) = memchr(b'\n', rest) {
@@ -85,7 +85,7 @@ struct UsageMean {
 
 impl EngineMetrics {
     /// Whether the page has none of these values.
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         *self == EngineMetrics::default()
     }
 }

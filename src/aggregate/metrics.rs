@@ -29,7 +29,7 @@ struct MetricFamilies<'p> {
 }
 
 /// Merges the pages of upstreams, each given with the upstream's name.
-pub fn merge_metrics(pages: &[(&str, &str)]) -> String {
+pub(crate) fn merge_metrics(pages: &[(&str, &str)]) -> String {
     let mut families = MetricFamilies::default();
     for (upstream, page) in pages {
         let label = format!("upstream=\"{}\"", escaped(upstream));

@@ -30,7 +30,7 @@ pub struct ModelCard {
 
 /// Parses the cards of an upstream's list. Cards without a valid id are left out; a body that is not a list
 /// is an error with the reason.
-pub fn parse_models(body: &[u8]) -> Result<Vec<ModelCard>, String> {
+pub(crate) fn parse_models(body: &[u8]) -> Result<Vec<ModelCard>, String> {
     #[derive(serde::Deserialize)]
     struct ModelList<'a> {
         #[serde(borrow)]
@@ -64,7 +64,7 @@ fn parse_card(raw: &RawValue) -> Option<ModelCard> {
 /// Builds the list of these names, in this order, each with the cards that all upstreams have for its model:
 /// the first card, under that name, with the least `max_model_len` of the cards that state one. A name
 /// without a card is left out.
-pub fn models_list<'c>(models: impl IntoIterator<Item = (&'c str, Vec<&'c ModelCard>)>) -> Vec<u8> {
+pub(crate) fn models_list<'c>(models: impl IntoIterator<Item = (&'c str, Vec<&'c ModelCard>)>) -> Vec<u8> {
     let mut body = String::from(r#"{"object":"list","data":["#);
     let first = |(name, cards): (&'c str, Vec<&'c ModelCard>)| {
         let least = cards.iter().filter_map(|card| card.max_model_len).min();

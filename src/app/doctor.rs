@@ -32,23 +32,24 @@ pub async fn run(
         (sources, asked(&inspector, upstreams).await)
     };
     let balancer = inspector.running_balancer(&config.admin);
-    let ((sources, mut upstreams), rows, redis) = tokio::join!(fleet, balancer, redis(config));
-    let readings: HashMap<&str, SightReading> =
-        rows.iter().flatten().map(|row| (row.url.as_str(), row.reading())).collect();
+    let ((sources, mut upstreams), found, redis) = tokio::join!(fleet, balancer, redis(config));
+    let rows = found.iter().flat_map(|found| &found.rows);
+    let readings: HashMap<&str, SightReading> = rows.map(|row| (row.url.as_str(), row.reading())).collect();
     for upstream in &mut upstreams {
         upstream.sight = readings.get(upstream.config.url.display().as_str()).cloned();
     }
-    let balancer_runs = upstreams.iter().any(|upstream| upstream.sight.is_some());
+    let is_ours = upstreams.iter().any(|upstream| upstream.sight.is_some());
+    let balancer = found.as_ref().filter(|_| is_ours).map(|found| found.admin.clone());
     let open_files = getrlimit(Resource::Nofile).current;
-    let facts = SetupFacts { config, upstreams, sources, redis, open_files, balancer_runs };
-    let found = diagnose(&facts);
+    let facts = SetupFacts { config, upstreams, sources, redis, open_files, balancer };
+    let findings = diagnose(&facts);
     let text = match args.json {
-        true => format!("{:#}\n", report::json(&facts, &found, begun.elapsed())),
-        false => report::text(&facts, &found, begun.elapsed(), colours),
+        true => format!("{:#}\n", report::json(&facts, &findings, begun.elapsed())),
+        false => report::text(&facts, &findings, begun.elapsed(), colours),
     };
     out.write_all(text.as_bytes())?;
     out.flush()?;
-    Ok(report::counts(&found).errors > 0)
+    Ok(report::counts(&findings).errors > 0)
 }
 
 /// Returns the upstreams of the configuration, and those that its sources list.

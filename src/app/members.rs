@@ -17,6 +17,9 @@ use crate::state::members::Members;
 /// The interval between two looks at records that would expire although their upstreams are configured.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// The least number of discovered names at which those that have left are forgotten.
+const MIN_NAMES_TO_FORGET: usize = 1_024;
+
 /// Records by name.
 pub(super) type MemberTexts = HashMap<String, String>;
 
@@ -35,8 +38,16 @@ pub(super) struct MemberFollower {
     applier: RecordApplier,
     /// The list as it was last applied.
     known: MemberTexts,
-    /// The ids of the upstreams that were discovered here, by name; `None` while one is being removed.
-    met: HashMap<String, Option<usize>>,
+    met: DiscoveredNames,
+}
+
+/// The upstreams that were discovered here: those that are present, and those that have left and have a
+/// record.
+struct DiscoveredNames {
+    /// Their ids by name; `None` while one is being removed.
+    ids: HashMap<String, Option<usize>>,
+    /// The number of names at which others are forgotten.
+    forget_at: usize,
 }
 
 // === impl RecordApplier ===
@@ -96,7 +107,7 @@ fn changes(
     record: MemberRecord,
     configured: Option<&UpstreamConfig>,
 ) -> Vec<FleetChange> {
-    let MemberRecord { upstream, drain, weight, removed } = record;
+    let MemberRecord { upstream, drain, weight, removed, entry: _ } = record;
     let name = || name.to_string();
     if removed {
         return vec![FleetChange::Remove { name: name(), force: false }];
@@ -114,11 +125,27 @@ fn changes(
     upstream.into_iter().chain(weight).chain(drain).collect()
 }
 
+// === impl DiscoveredNames ===
+
+impl DiscoveredNames {
+    fn new() -> Self {
+        DiscoveredNames { ids: HashMap::new(), forget_at: MIN_NAMES_TO_FORGET }
+    }
+
+    /// Forgets the names that are not `kept`, once there are many.
+    fn forget(&mut self, kept: impl Fn(&str) -> bool) {
+        if self.ids.len() >= self.forget_at {
+            self.ids.retain(|name, _| kept(name));
+            self.forget_at = MIN_NAMES_TO_FORGET.max(2 * self.ids.len());
+        }
+    }
+}
+
 // === impl MemberFollower ===
 
 impl MemberFollower {
     pub(super) fn new(applier: RecordApplier) -> Self {
-        MemberFollower { applier, known: HashMap::new(), met: HashMap::new() }
+        MemberFollower { applier, known: HashMap::new(), met: DiscoveredNames::new() }
     }
 
     /// Applies the records as they change until `stop`; `changed` has the list of the siblings.
@@ -166,7 +193,7 @@ impl MemberFollower {
         for entry in snapshot.entries.iter().filter(|entry| entry.upstream.config.discovered.is_some()) {
             let (name, id) = (entry.upstream.name(), entry.upstream.id);
             let now = (!entry.removing).then_some(id);
-            let before = self.met.insert(name.to_string(), now);
+            let before = self.met.ids.insert(name.to_string(), now);
             if now.is_none() || before == Some(now) {
                 continue;
             }
@@ -180,6 +207,8 @@ impl MemberFollower {
                 Some(_) => {}
             }
         }
+        let members = &self.applier.members;
+        self.met.forget(|name| snapshot.by_name(name).is_some() || members.get(name).is_some());
     }
 
     /// Keeps the removals of upstreams that the file or a source names: without them the upstreams would be
@@ -187,7 +216,7 @@ impl MemberFollower {
     fn refresh(&self) {
         let config = self.applier.config.load();
         let configured = config.upstreams.iter().map(|upstream| &upstream.name);
-        for name in configured.chain(self.met.keys()) {
+        for name in configured.chain(self.met.ids.keys()) {
             let record = self.applier.members.get(name).and_then(|text| MemberRecord::read(&text).ok());
             if record.is_some_and(|record| record.removed) {
                 self.applier.members.refresh(name);
@@ -200,6 +229,23 @@ impl MemberFollower {
 mod tests {
     use super::*;
     use crate::config::check;
+
+    /// Regression: each pod of a service leaves its name behind.
+    #[test]
+    fn forgets_names_that_have_left_but_for_those_with_a_record() {
+        let mut met = DiscoveredNames::new();
+        let is_removed = |number: usize| number.is_multiple_of(100);
+        for number in 0..50_000 {
+            met.ids.insert(number.to_string(), Some(number));
+            met.forget(|name| {
+                let named: usize = name.parse().expect("is a number");
+                is_removed(named) || number - named < 300
+            });
+            assert!(met.ids.len() <= MIN_NAMES_TO_FORGET + 2 * (300 + number / 100), "{number}");
+        }
+        let kept = |number: usize| met.ids.contains_key(&number.to_string());
+        assert!((0..50_000).filter(|number| is_removed(*number)).all(kept) && (49_700..50_000).all(kept));
+    }
 
     fn upstream(text: &str) -> UpstreamConfig {
         check::upstream_alone(text).expect(text)

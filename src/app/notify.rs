@@ -15,7 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The notification socket and the watchdog of systemd.
-pub struct Notify {
+pub(crate) struct Notify {
     target: Option<(UnixDatagram, NotifySocket)>,
     watchdog: Option<Duration>,
 }
@@ -29,7 +29,7 @@ enum NotifySocket {
 
 impl Notify {
     /// Reads the environment. `successor`: the process takes over from another, and its watchdog too.
-    pub fn new(env: Env<'_>, successor: bool) -> Self {
+    pub(crate) fn new(env: Env<'_>, successor: bool) -> Self {
         let target = env("NOTIFY_SOCKET").as_deref().and_then(target);
         let target = target.and_then(|target| Some((UnixDatagram::unbound().ok()?, target)));
         let number = |name| env(name)?.parse::<u64>().ok();
@@ -39,29 +39,29 @@ impl Notify {
     }
 
     /// Reports that the process serves, also after a reload.
-    pub fn ready(&self) {
+    pub(crate) fn ready(&self) {
         self.send("READY=1");
     }
 
     /// Reports that the process serves in place of its predecessor.
-    pub fn succeeded(&self) {
+    pub(crate) fn succeeded(&self) {
         self.send(&format!("MAINPID={}\nREADY=1", process::id()));
     }
 
     /// Reports that the process reloads its configuration; `ready` ends that.
-    pub fn reloading(&self) {
+    pub(crate) fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={micros}"));
     }
 
     /// Reports that the process stops.
-    pub fn stopping(&self) {
+    pub(crate) fn stopping(&self) {
         self.send("STOPPING=1");
     }
 
     /// Waits until the next watchdog message is due, and sends it. Never returns without a watchdog.
-    pub async fn alive(&self) {
+    pub(crate) async fn alive(&self) {
         match self.watchdog {
             Some(limit) => {
                 tokio::time::sleep(limit / 3).await;

@@ -6,6 +6,7 @@
 //! The files of the listeners' certificates are read again too, since certificates expire while their paths
 //! stay.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -13,17 +14,20 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Mutex;
 
 use crate::admin::{Reload, Reloaded};
-use crate::config::diff;
-use crate::config::member::MemberRecord;
+use crate::config::diff::{self, ConfigDiff};
+use crate::config::member::{MemberRecord, entry_hash};
 use crate::config::types::{Config, UpstreamConfig};
 use crate::fleet::breaker::BreakerRules;
-use crate::fleet::{Fleet, FleetChange, Snapshot};
+use crate::fleet::{Fleet, FleetChange, FleetChangeError, Snapshot};
 use crate::logging;
 use crate::proxy::ProxyShared;
 use crate::proxy::server::certificate::{CertificatePair, ListenerCertificate};
 use crate::proxy::server::connection_limit::ConnectionLimiter;
 use crate::state::members::Members;
 use crate::state::redis::SiblingExchange;
+
+/// The largest number of attempts to apply a reload to a fleet that changes meanwhile.
+const MAX_FLEET_ATTEMPTS: usize = 8;
 
 /// Loads the configuration as at the start. Returns it with its warnings, or its problems.
 pub type LoadConfig = Arc<dyn Fn() -> Result<(Config, Vec<String>), Vec<String>> + Send + Sync>;
@@ -103,30 +107,13 @@ impl Reloader {
         let (new, warnings, renewed) = loaded.await.unwrap_or_else(|error| Err(vec![error.to_string()]))?;
         let mut diff = diff::diff(&old, &new);
         let new = diff::as_it_runs(&old, new);
-        // The keeper publishes what it knows before it answers: a change may wait for the next snapshot.
-        self.fleet.apply(Vec::new()).await.map_err(|refusal| vec![refusal.to_string()])?;
-        let snapshot = self.fleet.snapshot_owned();
-        let cleared = self.changes.cleared(&old, &new, &snapshot);
-        let mut changes: Vec<FleetChange> =
-            diff.upsert.into_iter().filter_map(|named| taken_over(&old, &snapshot, named)).collect();
-        changes.extend(cleared.undrained);
-        for name in diff.remove {
-            // The operator may have removed this upstream already. An upstream that has the name since then
-            // is another one.
-            if snapshot.by_name(&name).is_some_and(|there| there.upstream.config.discovered.is_none()) {
-                let leave = !new.sources.is_empty();
-                changes.push(if leave {
-                    FleetChange::HandToDiscovery { name }
-                } else {
-                    FleetChange::Remove { name, force: false }
-                });
-            }
-        }
-        changes.push(FleetChange::Rules(BreakerRules { health: new.health.clone(), breaker: new.breaker }));
-        changes.push(FleetChange::QueueSize(new.queue.size));
-        changes.push(FleetChange::Sources(new.sources.clone()));
         // The only step that can fail runs first.
-        self.fleet.apply(changes).await.map_err(|refusal| vec![refusal.to_string()])?;
+        let cleared = change_fleet(&self.fleet, |snapshot| {
+            let cleared = self.changes.cleared(&old, &new, snapshot);
+            let changes = fleet_changes(&old, &new, &diff, snapshot, &cleared);
+            (cleared, changes)
+        })
+        .await?;
         if !renewed.is_empty() {
             diff.changed.push("listen.tls".into());
         }
@@ -140,12 +127,64 @@ impl Reloader {
         self.config.store(Arc::new(new));
         // After the configuration, from which a cleared record restores the upstream.
         self.changes.clear(cleared.records);
+        self.changes.members.set_entries(&self.config().upstreams);
         for drained in cleared.drained {
             // The upstream is in the fleet since the changes above, so this fails only when the process ends.
             drop(self.fleet.apply(vec![drained]).await);
         }
         Ok(Reloaded { changed: diff.changed, restart: diff.restart, warnings })
     }
+}
+
+/// Applies the changes that `plan` finds for a snapshot, and returns what else it found. An upstream of the
+/// snapshot may leave the fleet before its changes are applied, as a removed one does when its last request
+/// ends. Then no change applies, and they are found again for the next snapshot.
+async fn change_fleet<T>(
+    fleet: &Fleet,
+    mut plan: impl FnMut(&Snapshot) -> (T, Vec<FleetChange>),
+) -> Result<T, Vec<String>> {
+    let mut attempts_left = MAX_FLEET_ATTEMPTS;
+    loop {
+        // The keeper publishes what it knows before it answers: a change may wait for the next snapshot.
+        fleet.apply(Vec::new()).await.map_err(|refusal| vec![refusal.to_string()])?;
+        let (found, changes) = plan(&fleet.snapshot_owned());
+        attempts_left -= 1;
+        match fleet.apply(changes).await {
+            Ok(()) => return Ok(found),
+            Err(FleetChangeError::Unknown(_)) if attempts_left > 0 => {}
+            Err(refusal) => return Err(vec![refusal.to_string()]),
+        }
+    }
+}
+
+/// Returns the changes that make the fleet of a snapshot that of the new configuration.
+fn fleet_changes(
+    old: &Config,
+    new: &Config,
+    diff: &ConfigDiff,
+    snapshot: &Snapshot,
+    cleared: &ClearedRecords,
+) -> Vec<FleetChange> {
+    let named = diff.upsert.iter().cloned();
+    let mut changes: Vec<FleetChange> =
+        named.filter_map(|named| taken_over(old, snapshot, named, &cleared.lasting)).collect();
+    changes.extend(cleared.undrained.iter().cloned());
+    for name in &diff.remove {
+        // The operator may have removed this upstream already. An upstream that has the name since then is
+        // another one.
+        if snapshot.by_name(name).is_some_and(|there| there.upstream.config.discovered.is_none()) {
+            let (leave, name) = (!new.sources.is_empty(), name.clone());
+            changes.push(if leave {
+                FleetChange::HandToDiscovery { name }
+            } else {
+                FleetChange::Remove { name, force: false }
+            });
+        }
+    }
+    changes.push(FleetChange::Rules(BreakerRules { health: new.health.clone(), breaker: new.breaker }));
+    changes.push(FleetChange::QueueSize(new.queue.size));
+    changes.push(FleetChange::Sources(new.sources.clone()));
+    changes
 }
 
 /// The run-time changes that end with a reload.
@@ -155,8 +194,10 @@ struct ClearedRecords {
     records: Vec<(String, MemberRecord)>,
     /// Ends the drains of present upstreams.
     undrained: Vec<FleetChange>,
-    /// Drains new upstreams that are drained elsewhere.
+    /// Drains upstreams that may be new here and are drained elsewhere.
     drained: Vec<FleetChange>,
+    /// The run-time changes that were made for the new entries of the file.
+    lasting: HashMap<String, MemberRecord>,
 }
 
 // === impl RuntimeChanges ===
@@ -164,7 +205,7 @@ struct ClearedRecords {
 impl RuntimeChanges {
     /// Finds the run-time changes that end. An upstream whose entry in the file has changed, or that is new
     /// in the file, is as the file has it. One that is new in this file, and that a sibling serves, is no new
-    /// upstream: its drain lasts.
+    /// upstream: its drain lasts. So do changes that another balancer with the new file has made since.
     fn cleared(&self, old: &Config, new: &Config, snapshot: &Snapshot) -> ClearedRecords {
         let mut cleared = ClearedRecords::default();
         let is_new = |named: &&UpstreamConfig| !old.upstreams.contains(named);
@@ -173,6 +214,13 @@ impl RuntimeChanges {
             let Some(text) = self.members.get(&named.name) else { continue };
             let record = MemberRecord::read(&text).unwrap_or_default();
             let changed = old.upstreams.iter().any(|before| before.name == named.name);
+            if changed && record.outlasts(entry_hash(named)) {
+                if record.drain == Some(true) {
+                    cleared.drained.push(FleetChange::Drain { name: name(), drain: true });
+                }
+                cleared.lasting.insert(name(), record);
+                continue;
+            }
             let stays_drained = !changed && record.drain == Some(true) && self.sibling_serves(&named.name);
             if stays_drained {
                 cleared.drained.push(FleetChange::Drain { name: name(), drain: true });
@@ -209,7 +257,17 @@ impl RuntimeChanges {
 /// What a reload makes of an upstream that the file names. Where the file says what it said before, what was
 /// changed at run time stays: one that was taken out stays out, also at all siblings, and a weight stays as
 /// it was set; only the files that it names are read again.
-fn taken_over(old: &Config, snapshot: &Snapshot, named: UpstreamConfig) -> Option<FleetChange> {
+fn taken_over(
+    old: &Config,
+    snapshot: &Snapshot,
+    named: UpstreamConfig,
+    lasting: &HashMap<String, MemberRecord>,
+) -> Option<FleetChange> {
+    if let Some(record) = lasting.get(&named.name) {
+        let weight = record.weight.unwrap_or(named.weight);
+        let is_replaced = record.removed || record.upstream.is_some();
+        return (!is_replaced).then_some(FleetChange::Upsert(UpstreamConfig { weight, ..named }));
+    }
     if !old.upstreams.contains(&named) {
         return Some(FleetChange::Upsert(named));
     }
@@ -235,3 +293,6 @@ impl Reload for Reloader {
         Box::pin(Reloader::reload(self))
     }
 }
+
+#[cfg(test)]
+mod tests;

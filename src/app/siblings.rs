@@ -48,12 +48,14 @@ impl SiblingSetup {
     /// Builds the setup; `None` without a Redis.
     pub(super) fn new(config: &Config, observer: Observer) -> Option<Self> {
         let url = config.redis.clone()?;
+        let name = host();
         let addresses: Vec<String> = config.listen.iter().map(|listen| listen.address.to_string()).collect();
         let settings = ExchangeSettings {
             url,
             options: config.redis_options.clone(),
             bindings: config.sessions.ttl,
-            name: host(),
+            identity: identity(&name, &addresses),
+            name,
             address: addresses.join(","),
             fingerprint: fingerprint(config),
         };
@@ -107,6 +109,18 @@ impl PendingExchange {
 /// Returns how this process makes chains: see `exchange::fingerprint`.
 pub(super) fn fingerprint(config: &Config) -> u64 {
     exchange::fingerprint(canon::FORM_VERSION, config.index.block_bytes)
+}
+
+/// Returns the name by which a restarted process finds what this one stored: by its host and its listeners;
+/// `None` where the system chooses a port.
+fn identity(host: &str, addresses: &[String]) -> Option<String> {
+    let is_chosen = |address: &String| address.ends_with(":0");
+    (!addresses.iter().any(is_chosen)).then(|| balancer_name(host, addresses))
+}
+
+/// Returns what a balancer is called: the host, and the addresses of the listeners for clients.
+pub(super) fn balancer_name(host: &str, addresses: &[String]) -> String {
+    format!("{host}@{}", addresses.join(","))
 }
 
 /// Returns the host name of this machine.

@@ -34,7 +34,7 @@ const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// The largest overview.
 const MAX_OVERVIEW_BYTES: usize = 64 << 20;
 
-/// The columns of `--once` where the output has none.
+/// The columns of `--once` on a terminal of an unknown size.
 const DEFAULT_COLUMNS: u16 = 120;
 
 /// The number of updates, and of keys, that wait to be shown.
@@ -49,11 +49,13 @@ enum TopUpdate {
 }
 
 /// Shows the overview until the user quits or a signal ends the program; with `--once`, prints it.
-pub async fn run(args: &TopArgs, token: Option<String>) -> Result<(), String> {
+///
+/// `columns`: the value of `COLUMNS`, which is the width of `--once` where the output is no terminal.
+pub async fn run(args: &TopArgs, token: Option<String>, columns: Option<String>) -> Result<(), String> {
     // A token that cannot be sent is reported before the screen changes.
     client(args, token.as_deref())?;
     if args.once {
-        return print(args, token.as_deref()).await;
+        return print(args, token.as_deref(), columns.as_deref()).await;
     }
     if !stdout().is_terminal() {
         return Err("standard output is no terminal: use --once".into());
@@ -70,7 +72,7 @@ fn client<'a>(args: &'a TopArgs, token: Option<&str>) -> Result<AdminClient<'a>,
 }
 
 /// Prints one screen, made of two overviews, since rates need two.
-async fn print(args: &TopArgs, token: Option<&str>) -> Result<(), String> {
+async fn print(args: &TopArgs, token: Option<&str>, columns: Option<&str>) -> Result<(), String> {
     let mut client = client(args, token)?;
     let mut state = TopState::new(args.admin.display());
     for is_last in [false, true] {
@@ -81,8 +83,11 @@ async fn print(args: &TopArgs, token: Option<&str>) -> Result<(), String> {
             sleep(args.interval).await;
         }
     }
-    let size = if stdout().is_terminal() { ratatui::crossterm::terminal::size().ok() } else { None };
-    let text = view::text(&mut state, size.map_or(DEFAULT_COLUMNS, |(columns, _)| columns));
+    let columns = match stdout().is_terminal() {
+        true => Some(ratatui::crossterm::terminal::size().map_or(DEFAULT_COLUMNS, |(columns, _)| columns)),
+        false => columns.and_then(|columns| columns.parse().ok()).filter(|columns| *columns > 0),
+    };
+    let text = view::text(&mut state, columns);
     match stdout().write_all(text.as_bytes()).and_then(|()| stdout().flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(format!("cannot write: {error}")),
         _ => Ok(()),
@@ -213,7 +218,7 @@ async fn change(
         client.read(answer, MAX_OVERVIEW_BYTES).await
     };
     let text = match changed.await {
-        Ok(_) if drain => format!("{upstream} is drained"),
+        Ok(_) if drain => format!("{upstream} is draining"),
         Ok(_) => format!("{upstream} takes requests again"),
         Err(error) => error,
     };

@@ -19,6 +19,7 @@ same configuration is asked how well it sees each upstream.
 Examples:
   vllm-lb doctor -c /etc/vllm-lb/lb.yaml
   vllm-lb doctor http://gpu-0:8000 http://gpu-1:8000 --request
+  vllm-lb doctor -c /etc/vllm-lb/lb.yaml --admin 127.0.0.1:9092
   vllm-lb doctor -c lb.yaml --json | jq '.findings[] | select(.severity == \"error\")'
 
 Exit codes: 0 without a finding of severity error, 1 with one, 64 when the configuration is wrong.";
@@ -36,6 +37,10 @@ pub struct DoctorArgs {
     /// Redis to check, in place of the file's [env: VLLM_LB_REDIS, VLLM_PXY_REDIS]
     #[arg(short = 'R', long, value_name = "URL")]
     pub redis: Option<String>,
+    /// Admin address of the running balancer to ask, in place of the file's [env: VLLM_LB_ADMIN] [default:
+    /// 127.0.0.1:9090]
+    #[arg(short, long, value_name = "ADDR", verbatim_doc_comment)]
+    pub admin: Option<String>,
     /// Send two short prompts to each upstream, to learn whether answers report cached tokens
     #[arg(long, verbatim_doc_comment)]
     pub request: bool,
@@ -55,6 +60,7 @@ impl Default for DoctorArgs {
             upstreams: Vec::new(),
             config: None,
             redis: None,
+            admin: None,
             request: false,
             json: false,
             timeout: DEFAULT_TIMEOUT,
@@ -65,6 +71,7 @@ impl Default for DoctorArgs {
 /// The time limit of `--online`, as of the flag.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(3);
 
-fn timeout(text: &str) -> Result<Duration, String> {
+/// Parses a time limit.
+pub(super) fn timeout(text: &str) -> Result<Duration, String> {
     duration_in(Duration::from_millis(100)..=MINUTE)(text)
 }

@@ -3,12 +3,15 @@
 //! The environment and the file system come in as functions, so that tests need no process. An environment
 //! variable that is set but empty counts as not set.
 
+mod sources;
+
 use std::fmt;
 use std::io;
 use std::path::Path;
 
 use super::doctor::DoctorArgs;
 use super::engine::EngineArgs;
+use super::health::HealthArgs;
 use super::simulate::SimulateArgs;
 use super::top::TopArgs;
 use super::traces::{ExportArgs, TracesCommand};
@@ -49,6 +52,8 @@ pub enum LoadMode {
     Doctor(Box<DoctorArgs>),
     /// Show the overview of a balancer.
     Top(Box<TopArgs>),
+    /// Ask one health check.
+    Health(Box<HealthArgs>),
 }
 
 /// All problems, one line each; the exit code is `EXIT_USAGE`.
@@ -69,9 +74,10 @@ pub fn load(mut args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Lo
     let doctor = doctor(&mut args);
     let Args { command, demo, test, upgrade, .. } = &args;
     let (demo, upgrade, simulated) = (*demo, *upgrade, command.is_some());
-    let mut draft = match (simulated, config_path(&args, env)) {
-        (false, Some((from, path))) => file(&from, &path, env, read),
-        _ => check::read("", env),
+    let path = config_path(&args, env).filter(|_| !simulated);
+    let mut draft = match &path {
+        Some((from, path)) => file(from, path, env, read),
+        None => check::read("", env),
     };
     logging(&args, env, &mut draft, &mut warnings);
     if simulated {
@@ -83,6 +89,14 @@ pub fn load(mut args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Lo
     }
     let mode = if *test { LoadMode::Test } else { LoadMode::Serve };
     let mut config = draft.finish().map_err(FoundProblems)?;
+    sources::resolve(&mut config.sources, path.as_ref().map(|(_, path)| path.as_path()));
+    let mut problems = sources::unbuilt(&config.sources);
+    if *test && doctor.is_none() {
+        problems.extend(sources::check_files(&config.sources, read, &mut warnings));
+    }
+    if !problems.is_empty() {
+        return Err(FoundProblems(problems));
+    }
     if let TraceStore::Sqlite(path) = &mut config.traces.store {
         *path = Some(sqlite_path(path.as_deref(), env));
     }
@@ -91,6 +105,7 @@ pub fn load(mut args: Args, env: EnvLookup<'_>, read: ReadFile<'_>) -> Result<Lo
         Some(Command::Engine(engine)) => LoadMode::Engine(Box::new(engine)),
         Some(Command::Simulate(simulate)) => LoadMode::Simulate(Box::new(simulate)),
         Some(Command::Top(top)) => LoadMode::Top(Box::new(top)),
+        Some(Command::Health(health)) => LoadMode::Health(Box::new(health)),
         Some(Command::Traces(traces)) => match traces.command {
             TracesCommand::Export(export) => LoadMode::Export(Box::new(export)),
         },
@@ -108,6 +123,7 @@ fn doctor(args: &mut Args) -> Option<DoctorArgs> {
         Some(Command::Doctor(mut doctor)) => {
             args.upstreams = std::mem::take(&mut doctor.upstreams);
             (args.config, args.redis) = (doctor.config.take(), doctor.redis.take());
+            args.admin = doctor.admin.take();
             Some(doctor)
         }
         other => {

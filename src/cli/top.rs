@@ -29,8 +29,9 @@ pub struct TopArgs {
     /// Token of the admin listener [env: VLLM_LB_ADMIN_TOKEN]
     #[arg(long, value_name = "TOKEN", value_parser = traces::token)]
     pub token: Option<Secret>,
-    /// Print one screen as text, and end
-    #[arg(long)]
+    /// Print one screen as text, and end. Lines are not cut where the output is no terminal, unless COLUMNS
+    /// is set
+    #[arg(long, verbatim_doc_comment)]
     pub once: bool,
     /// Seconds between two screens, 0.5 to 60
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = interval)]

@@ -5,6 +5,7 @@
 //! as a function, and files that the configuration names are not opened.
 
 mod fleet;
+mod listed_file;
 mod listen;
 mod names;
 mod routes;
@@ -20,6 +21,7 @@ use super::yaml::{self, YamlNode};
 use names::UpstreamNames;
 
 pub use fleet::upstream_alone;
+pub use listed_file::upstream_list;
 pub use warnings::warnings;
 
 /// The sections that code of its own reads, since they are lists of maps.

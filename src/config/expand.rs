@@ -7,10 +7,10 @@ use super::problem::{ConfigPlace, ConfigProblem};
 use super::yaml::{YamlNode, YamlValue};
 
 /// Looks up a variable: in the environment of the process, or in a table of a test.
-pub type EnvLookup<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub(crate) type EnvLookup<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// Replaces the variables in every text below `node`.
-pub fn expand(
+pub(crate) fn expand(
     node: &mut YamlNode,
     place: &ConfigPlace,
     env: EnvLookup<'_>,

@@ -8,7 +8,7 @@ use super::problem::{ConfigPlace, ConfigProblem, seen};
 use super::yaml::{YamlNode, YamlValue};
 
 /// The JSON of a node; `None` after a problem.
-pub fn json(node: &YamlNode, place: &ConfigPlace, problems: &mut Vec<ConfigProblem>) -> Option<Json> {
+pub(crate) fn json(node: &YamlNode, place: &ConfigPlace, problems: &mut Vec<ConfigProblem>) -> Option<Json> {
     match &node.value {
         YamlValue::Null => Some(Json::Null),
         YamlValue::Broken => None,
@@ -30,7 +30,7 @@ pub fn json(node: &YamlNode, place: &ConfigPlace, problems: &mut Vec<ConfigProbl
 }
 
 /// The JSON object of a node; `None` after a problem, which a node that is no map is.
-pub fn object(
+pub(crate) fn object(
     node: &YamlNode,
     place: &ConfigPlace,
     problems: &mut Vec<ConfigProblem>,

@@ -1,4 +1,4 @@
-//! The keys of the file: those of the table of settings, their other names, and planned ones.
+//! The keys of the file: those of the table of settings and their other names.
 //!
 //! A key is written as a pattern: `upstreams[].tls.ca` is the `ca` in the `tls` of any upstream.
 
@@ -36,13 +36,6 @@ const AUDIO_FILES: &str = "routes[].audio_";
 const NO_AUDIO_FILES: &str =
     "cannot be had: the balancer reads no audio files, send them as input_audio or audio_url";
 
-/// Planned keys. They are rejected, not accepted and ignored, until the change that brings the feature
-/// removes them here.
-pub const LATER: &[&str] = &["upstreams[].dns", "upstreams[].kubernetes"];
-
-/// The message for the keys in `LATER`.
-pub const NOT_AVAILABLE: &str = "not available yet";
-
 /// Every key that holds a value, in the order of the manual.
 pub fn all() -> Vec<KeyRow> {
     let mut rows = Vec::new();
@@ -64,21 +57,4 @@ pub fn why_absent(pattern: &str) -> Option<&'static str> {
 /// Whether the pattern is another name for a key, or a setting that is always on.
 pub fn is_alias(pattern: &str) -> bool {
     ALIASES.iter().chain(ALWAYS_ON).any(|(alias, _)| *alias == pattern)
-}
-
-/// Whether the key is planned.
-pub fn is_later(pattern: &str) -> bool {
-    LATER.contains(&pattern)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn has_no_key_to_come_in_the_table() {
-        for row in all() {
-            assert!(!is_later(&row.path), "{}", row.path);
-        }
-    }
 }

@@ -33,18 +33,18 @@ const TEXT_PARAMETERS: [&str; 14] = [
 ];
 
 /// Whether a text is meant as a URL of PostgreSQL.
-pub fn is_url(text: &str) -> bool {
+pub(crate) fn is_url(text: &str) -> bool {
     text.starts_with("postgres://") || text.starts_with("postgresql://")
 }
 
 /// Checks a URL; the error reads on after the key.
-pub fn check(text: &str) -> ReadResult<()> {
+pub(crate) fn check(text: &str) -> ReadResult<()> {
     let rest = text.split_once("://").map_or("", |(_, rest)| rest);
     checked(rest).map_err(|what| format!("{} {what}: {REMEDY}", seen(&shown(text))))
 }
 
 /// The URL without user, password and the values of its parameters.
-pub fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     let mut shown = masked(text);
     if let Some(at) = shown.find(['?', '#']) {
         shown.replace_range(at + 1.., "***");

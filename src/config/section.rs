@@ -14,7 +14,7 @@ use super::values::ReadResult;
 use super::yaml::{self, YamlEntry, YamlNode, YamlValue};
 
 /// A map of the file at its place.
-pub struct ConfigSection<'t, 'p> {
+pub(crate) struct ConfigSection<'t, 'p> {
     pub place: ConfigPlace,
     entries: &'t [YamlEntry],
     pub problems: &'p mut Vec<ConfigProblem>,
@@ -22,7 +22,7 @@ pub struct ConfigSection<'t, 'p> {
 
 impl<'t, 'p> ConfigSection<'t, 'p> {
     /// Opens a map. Unknown keys become problems; a node that is no map is a problem and reads as empty.
-    pub fn open(
+    pub(crate) fn open(
         node: &'t YamlNode,
         place: ConfigPlace,
         known: &[&str],
@@ -49,31 +49,31 @@ impl<'t, 'p> ConfigSection<'t, 'p> {
     }
 
     /// The place of a key, with its line if it was written.
-    pub fn place_of(&self, key: &str) -> ConfigPlace {
+    pub(crate) fn place_of(&self, key: &str) -> ConfigPlace {
         let line = self.entries.iter().find(|entry| entry.key == key).map(|entry| entry.line);
         self.place.key(key, line)
     }
 
     /// The value of a key; `None` where the key is absent or null.
-    pub fn node(&self, key: &str) -> Option<&'t YamlNode> {
+    pub(crate) fn node(&self, key: &str) -> Option<&'t YamlNode> {
         let entry = self.entries.iter().find(|entry| entry.key == key)?;
         (entry.node.value != YamlValue::Null).then_some(&entry.node)
     }
 
     /// The items of the list of a key, or a problem.
-    pub fn items(&mut self, key: &str) -> Option<&'t [YamlNode]> {
+    pub(crate) fn items(&mut self, key: &str) -> Option<&'t [YamlNode]> {
         let place = self.place_of(key);
         items(self.node(key)?, &place, self.problems)
     }
 
     /// Parses the value of a key.
-    pub fn get<T>(&mut self, key: &str, read: impl Fn(&str) -> ReadResult<T>) -> Option<T> {
+    pub(crate) fn get<T>(&mut self, key: &str, read: impl Fn(&str) -> ReadResult<T>) -> Option<T> {
         let place = self.place_of(key);
         scalar(self.node(key)?, &place, self.problems, read)
     }
 
     /// Reports a problem with the value of a key.
-    pub fn report(&mut self, key: &str, text: impl Into<String>) {
+    pub(crate) fn report(&mut self, key: &str, text: impl Into<String>) {
         let place = self.place_of(key);
         self.problems.push(ConfigProblem::new(&place, text));
     }
@@ -141,7 +141,7 @@ impl MapSource for ConfigSection<'_, '_> {
 }
 
 /// The items of a list, or a problem.
-pub fn items<'t>(
+pub(crate) fn items<'t>(
     node: &'t YamlNode,
     place: &ConfigPlace,
     problems: &mut Vec<ConfigProblem>,
@@ -157,7 +157,7 @@ pub fn items<'t>(
 }
 
 /// Parses one single value, or reports a problem.
-pub fn scalar<T>(
+pub(crate) fn scalar<T>(
     node: &YamlNode,
     place: &ConfigPlace,
     problems: &mut Vec<ConfigProblem>,
@@ -171,9 +171,6 @@ pub fn scalar<T>(
 }
 
 fn unknown(key: &str, pattern: &str, known: &[&str]) -> String {
-    if keys::is_later(pattern) {
-        return keys::NOT_AVAILABLE.into();
-    }
     if let Some(why) = keys::why_absent(pattern) {
         return why.into();
     }

@@ -4,7 +4,7 @@
 const MAX_COMPARED_CHARS: usize = 64;
 
 /// The allowed word that is closest to this one, if any is close.
-pub fn closest<'a>(word: &str, allowed: &[&'a str]) -> Option<&'a str> {
+pub(crate) fn closest<'a>(word: &str, allowed: &[&'a str]) -> Option<&'a str> {
     let near = |candidate: &&&str| (distance(word, candidate), candidate.len());
     let best = allowed.iter().min_by_key(near)?;
     // One wrong letter in four: with more, any short word is close to any other.

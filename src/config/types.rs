@@ -5,7 +5,9 @@
 //! key in `conf/lb.yaml`.
 
 mod balance;
+mod dns_name;
 mod health;
+mod kubernetes;
 mod limits;
 mod listen;
 mod logging;
@@ -18,6 +20,7 @@ mod route;
 mod sessions;
 mod shutdown;
 mod source;
+mod source_keys;
 mod timeouts;
 mod traces;
 mod trusted;
@@ -30,7 +33,9 @@ use std::path::PathBuf;
 use serde_json::json;
 
 pub use balance::{Balance, PrefixIndex, Preset, SloRule};
+pub use dns_name::DnsName;
 pub use health::{Breaker, Health};
+pub use kubernetes::KubernetesService;
 pub use limits::{ClientLimits, ConnectionLimits, Peek, QueueConfig};
 pub use listen::{AdminConfig, Listen, ListenAddress, ListenTls};
 pub use logging::{LogConfig, LogFormat, LogLevel};
@@ -42,7 +47,8 @@ pub use retry::{Retry, RetryOn};
 pub use route::{BodyEdits, HeaderEdits, OverflowPolicy, RouteConfig, UpstreamForm, changed_header};
 pub use sessions::{SessionConfig, SubagentSessions};
 pub use shutdown::ShutdownConfig;
-pub use source::{DiscoveryMethod, DiscoveryOrigin, DiscoverySource};
+pub use source::{DiscoveryMethod, DiscoveryOrigin, DiscoverySource, DnsLookup, ListedFile};
+pub use source_keys::{SOURCE_KINDS, why_not_of_source};
 pub use timeouts::Timeouts;
 pub use traces::{CaptureScope, TraceStore, TracesConfig};
 pub use trusted::{IpNetwork, TrustedProxies, TrustedProxy};
@@ -71,7 +77,7 @@ pub struct Config {
     pub redis: Option<RedisUrl>,
     pub redis_options: RedisOptions,
     pub upstreams: Vec<UpstreamConfig>,
-    /// The sources that are polled for further upstreams.
+    /// The sources of further upstreams.
     pub sources: Vec<DiscoverySource>,
     pub routes: Vec<RouteConfig>,
     pub balance: Balance,
@@ -203,7 +209,7 @@ impl SettingsTable for Config {
         row("shutdown", "The end of the process.", &section(|config: &mut Self| &mut config.shutdown)),
         row(
             "expose",
-            "Whether answers carry x-vllm-lb-upstream, -attempts, -reason, -hit and -forecast-ms.",
+            "Whether answers carry x-vllm-lb-balancer, -upstream, -attempts, -reason, -hit and -forecast-ms.",
             &value(|config: &mut Self| &mut config.expose, switch()),
         ),
     ];

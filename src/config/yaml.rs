@@ -18,7 +18,7 @@ const MAX_NODES: usize = 100_000;
 
 /// A value of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct YamlNode {
+pub(crate) struct YamlNode {
     pub line: usize,
     /// Whether the scalar has no quotes. In a JSON value, `1` is a number and `"1"` a text.
     pub plain: bool,
@@ -27,7 +27,7 @@ pub struct YamlNode {
 
 /// The kinds of values.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum YamlValue {
+pub(crate) enum YamlValue {
     /// An empty value, `~` or `null`: the key counts as absent.
     Null,
     /// A value whose problem is reported already.
@@ -39,25 +39,25 @@ pub enum YamlValue {
 
 /// A key of a map with its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct YamlEntry {
+pub(crate) struct YamlEntry {
     pub key: String,
     pub line: usize,
     pub node: YamlNode,
 }
 
 impl YamlNode {
-    pub fn null() -> Self {
+    pub(crate) fn null() -> Self {
         YamlNode { line: 1, plain: true, value: YamlValue::Null }
     }
 
     /// The entry of a key, if this is a map that has the key.
-    pub fn entry(&self, key: &str) -> Option<&YamlEntry> {
+    pub(crate) fn entry(&self, key: &str) -> Option<&YamlEntry> {
         let YamlValue::Map(entries) = &self.value else { return None };
         entries.iter().find(|entry| entry.key == key)
     }
 
     /// The kind of the node, for messages.
-    pub fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self.value {
             YamlValue::Null | YamlValue::Broken => "nothing",
             YamlValue::Text(_) => "a single value",
@@ -84,7 +84,7 @@ impl YamlNode {
 }
 
 /// Parses one YAML document. `None` for text that is not YAML, with a problem.
-pub fn parse(text: &str, problems: &mut Vec<ConfigProblem>) -> Option<YamlNode> {
+pub(crate) fn parse(text: &str, problems: &mut Vec<ConfigProblem>) -> Option<YamlNode> {
     let start = ConfigPlace { path: String::new(), line: None };
     if text.len() > MAX_BYTES {
         problems.push(ConfigProblem::new(&start, format!("the file is larger than {MAX_BYTES} bytes")));
@@ -267,7 +267,7 @@ fn scalar(text: String, style: ScalarStyle) -> YamlValue {
 }
 
 /// The text of a scalar; a problem for a list or map.
-pub fn text<'t>(
+pub(crate) fn text<'t>(
     node: &'t YamlNode,
     place: &ConfigPlace,
     problems: &mut Vec<ConfigProblem>,

@@ -26,7 +26,7 @@ const sightOf = (row) => SIGHTS[row.sight] ?? unknownState(row.sight);
 
 const worst = (value) => (isNumber(value) ? -value : Infinity);
 const pastOf = (row) => store.upstreams.get(row.name);
-const hitShare = (row) => pastOf(row)?.share("reported_tokens", "prompt_tokens") ?? NaN;
+const hitShare = (row) => pastOf(row)?.share("reported_tokens", "compared_tokens") ?? NaN;
 
 // The columns: title, class, the key to sort by, and whether the key moves all the time.
 const COLUMNS = [
@@ -322,7 +322,7 @@ function renderRow(row, upstream, most) {
   showMeter(row.cache, upstream.kv_usage);
   setText(row.cacheText, percent(upstream.kv_usage));
   setText(row.hits, percent(hitShare(upstream)));
-  setText(row.predicted, `/ ${percent(past.share("predicted_tokens", "prompt_tokens"))}`);
+  setText(row.predicted, `/ ${percent(past.share("predicted_tokens", "compared_tokens"))}`);
   setAttribute(row.predicted, "title", "as predicted");
   setText(row.p50, milliseconds(upstream.first_byte_ms?.p50));
   setText(

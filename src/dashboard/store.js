@@ -19,9 +19,17 @@ const TOTAL_COUNTERS = [
   "output_tokens",
   "predicted_tokens",
   "reported_tokens",
+  "compared_tokens",
 ];
 const TOTAL_GAUGES = ["in_flight", "queued", "p50", "p90"];
-const UPSTREAM_COUNTERS = ["requests", "failures", "prompt_tokens", "predicted_tokens", "reported_tokens"];
+const UPSTREAM_COUNTERS = [
+  "requests",
+  "failures",
+  "prompt_tokens",
+  "predicted_tokens",
+  "reported_tokens",
+  "compared_tokens",
+];
 const UPSTREAM_GAUGES = ["active", "active_elsewhere", "queued", "backlog", "kv_usage", "p50", "p90"];
 const MODEL_COUNTERS = ["requests", "prompt_tokens", "cached_tokens", "output_tokens"];
 

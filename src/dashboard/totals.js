@@ -66,11 +66,11 @@ const TILES = [
     title: "Cache hits",
     unit: "reported",
     least: 1,
-    value: (totals) => percent(totals.share("reported_tokens", "prompt_tokens")),
-    note: (frame, totals) => `predicted ${percent(totals.share("predicted_tokens", "prompt_tokens"))}`,
+    value: (totals) => percent(totals.share("reported_tokens", "compared_tokens")),
+    note: (frame, totals) => `predicted ${percent(totals.share("predicted_tokens", "compared_tokens"))}`,
     lines: [
-      (totals, age) => totals.share("reported_tokens", "prompt_tokens", age, 15),
-      (totals, age) => totals.share("predicted_tokens", "prompt_tokens", age, 15),
+      (totals, age) => totals.share("reported_tokens", "compared_tokens", age, 15),
+      (totals, age) => totals.share("predicted_tokens", "compared_tokens", age, 15),
     ],
   },
 ];

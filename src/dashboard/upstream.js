@@ -48,13 +48,13 @@ const UPSTREAM_PLOTS = [
       {
         label: "reported",
         color: "--c-1",
-        value: (past, age) => past.share("reported_tokens", "prompt_tokens", age, 30),
+        value: (past, age) => past.share("reported_tokens", "compared_tokens", age, 30),
       },
       {
         label: "predicted",
         color: "--c-2",
         dash: [4, 3],
-        value: (past, age) => past.share("predicted_tokens", "prompt_tokens", age, 30),
+        value: (past, age) => past.share("predicted_tokens", "compared_tokens", age, 30),
       },
     ],
     { most: 1 },

@@ -125,8 +125,10 @@ fn settings(base: &str, group: &[&UpstreamFacts], found: &mut Vec<Finding>) {
     let algorithms = group.iter().filter_map(|upstream| Some((*upstream, info(upstream)?.hash_algo?)));
     for odd in odd_ones(algorithms.collect()) {
         let seen = format!("blocks are hashed with {}, and with {} {}", odd.value, odd.norm, odd.among());
-        let remedy = "start all vLLM with the same --prefix-caching-hash-algo and, before 0.11, the same \
-                      PYTHONHASHSEED; only engines that share blocks or events need it";
+        // Older releases, and xxhash, draw a seed at each start unless the variable is set: see the pull
+        // request 51875 of vLLM.
+        let remedy = "start all vLLM with the same --prefix-caching-hash-algo, and for xxhash or a vLLM \
+                      before 0.32 with the same PYTHONHASHSEED; only engines that share blocks need it";
         found.push(Finding::note("hash_algorithm", odd.upstream.name(), seen, remedy));
     }
 }

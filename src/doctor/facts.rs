@@ -8,7 +8,7 @@ use crate::config::types::{Config, UpstreamConfig};
 
 /// Everything that the rules read.
 #[derive(Clone, Debug)]
-pub struct SetupFacts<'a> {
+pub(crate) struct SetupFacts<'a> {
     pub config: &'a Config,
     pub upstreams: Vec<UpstreamFacts>,
     pub sources: Vec<SourceFacts>,
@@ -16,13 +16,14 @@ pub struct SetupFacts<'a> {
     pub redis: Option<RedisFacts>,
     /// The largest number of files that this process may open.
     pub open_files: Option<u64>,
-    /// Whether a balancer with this configuration answered on its admin listener.
-    pub balancer_runs: bool,
+    /// The admin address of the running balancer that has upstreams of this configuration; `None` when no
+    /// balancer answered there.
+    pub balancer: Option<String>,
 }
 
 /// What one upstream answered.
 #[derive(Clone, Debug)]
-pub struct UpstreamFacts {
+pub(crate) struct UpstreamFacts {
     pub config: UpstreamConfig,
     pub address: Option<SocketAddr>,
     pub health: Result<(), QuestionFailure>,
@@ -42,7 +43,7 @@ pub struct UpstreamFacts {
 
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum QuestionFailure {
+pub(crate) enum QuestionFailure {
     /// No connection.
     Unreached(String),
     /// No answer within the time limit.
@@ -59,14 +60,14 @@ pub enum QuestionFailure {
 
 /// What a page of metrics says.
 #[derive(Clone, Debug, Default)]
-pub struct EnginePage {
+pub(crate) struct EnginePage {
     pub metrics: EngineMetrics,
     pub info: EngineInfo,
 }
 
 /// A clock beside the clock of this machine.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ClockDifference {
+pub(crate) struct ClockDifference {
     /// By how many seconds the other clock is ahead.
     pub ahead: f64,
     /// The largest error of that, in seconds.
@@ -75,7 +76,7 @@ pub struct ClockDifference {
 
 /// The usage of the second of two equal prompts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UsageReading {
+pub(crate) struct UsageReading {
     pub prompt_tokens: Option<u64>,
     /// The cached tokens, where one of the answers has a number.
     pub cached_tokens: Option<u64>,
@@ -83,14 +84,16 @@ pub struct UsageReading {
 
 /// The row of a running balancer's list of upstreams.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SightReading {
+pub(crate) struct SightReading {
     pub sight: String,
     pub reason: String,
+    /// An operator drains the upstream.
+    pub drained: bool,
 }
 
 /// What a source of upstreams answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SourceFacts {
+pub(crate) struct SourceFacts {
     pub label: String,
     /// The number of upstreams, or the failure.
     pub listed: Result<usize, String>,
@@ -98,7 +101,7 @@ pub struct SourceFacts {
 
 /// What Redis answered.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RedisFacts {
+pub(crate) struct RedisFacts {
     /// The URL, with its password masked.
     pub url: String,
     pub server: Result<RedisServer, RedisRefusal>,
@@ -106,15 +109,15 @@ pub struct RedisFacts {
 
 /// Why Redis did not answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RedisRefusal {
-    /// Whether it refused the credentials.
-    pub is_password: bool,
+pub(crate) struct RedisRefusal {
+    /// Whether it refused the credentials, or a command that the user may not call.
+    pub denies_access: bool,
     pub text: String,
 }
 
 /// The answers of a Redis; each is `None` when Redis does not report it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct RedisServer {
+pub(crate) struct RedisServer {
     /// Redis, or a program that calls itself otherwise.
     pub product: Option<String>,
     pub version: Option<String>,
@@ -130,7 +133,7 @@ pub struct RedisServer {
 
 impl UpstreamFacts {
     /// The facts before the first question.
-    pub fn unasked(config: UpstreamConfig) -> Self {
+    pub(crate) fn unasked(config: UpstreamConfig) -> Self {
         UpstreamFacts {
             config,
             address: None,
@@ -146,22 +149,27 @@ impl UpstreamFacts {
         }
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.config.name
     }
 
     /// The models that the upstream lists; none when the list is unknown.
-    pub fn cards(&self) -> &[ModelCard] {
+    pub(crate) fn cards(&self) -> &[ModelCard] {
         self.models.as_deref().unwrap_or_default()
     }
 
     /// The name of the base model.
-    pub fn base(&self) -> Option<&str> {
+    pub(crate) fn base(&self) -> Option<&str> {
         self.cards().iter().find(|card| card.parent.is_none()).map(|card| card.id.as_str())
     }
 
+    /// Whether an operator drains the upstream at the running balancer.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.sight.as_ref().is_some_and(|reading| reading.drained)
+    }
+
     /// The page of metrics, where there is one.
-    pub fn page(&self) -> Option<&EnginePage> {
+    pub(crate) fn page(&self) -> Option<&EnginePage> {
         self.metrics.as_ref().ok()
     }
 }
@@ -170,7 +178,7 @@ impl UpstreamFacts {
 
 impl ClockDifference {
     /// Whether the clocks differ by more than `most` seconds, whatever the error of the reading.
-    pub fn differs_by(&self, most: f64) -> bool {
+    pub(crate) fn differs_by(&self, most: f64) -> bool {
         self.ahead.abs() > most + self.error
     }
 }

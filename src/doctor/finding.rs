@@ -2,7 +2,7 @@
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
+pub(crate) enum Severity {
     /// Requests fail, or an upstream or Redis is of no use.
     Error,
     /// Requests succeed, and are slower, or routed worse, than they could be.
@@ -13,7 +13,7 @@ pub enum Severity {
 
 /// One thing that is wrong with a set-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub(crate) struct Finding {
     pub severity: Severity,
     /// A fixed name, for programs.
     pub code: &'static str,
@@ -29,7 +29,7 @@ pub struct Finding {
 
 impl Severity {
     /// The name in reports.
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Severity::Error => "error",
             Severity::Warning => "warning",
@@ -42,7 +42,7 @@ impl Severity {
 
 impl Finding {
     /// A finding of this severity.
-    pub fn new(
+    pub(crate) fn new(
         severity: Severity,
         code: &'static str,
         subject: &str,
@@ -52,15 +52,15 @@ impl Finding {
         Finding { severity, code, subject: subject.into(), seen: seen.into(), remedy: remedy.into() }
     }
 
-    pub fn error(code: &'static str, subject: &str, seen: impl Into<String>, remedy: &str) -> Self {
+    pub(crate) fn error(code: &'static str, subject: &str, seen: impl Into<String>, remedy: &str) -> Self {
         Finding::new(Severity::Error, code, subject, seen, remedy)
     }
 
-    pub fn warning(code: &'static str, subject: &str, seen: impl Into<String>, remedy: &str) -> Self {
+    pub(crate) fn warning(code: &'static str, subject: &str, seen: impl Into<String>, remedy: &str) -> Self {
         Finding::new(Severity::Warning, code, subject, seen, remedy)
     }
 
-    pub fn note(code: &'static str, subject: &str, seen: impl Into<String>, remedy: &str) -> Self {
+    pub(crate) fn note(code: &'static str, subject: &str, seen: impl Into<String>, remedy: &str) -> Self {
         Finding::new(Severity::Note, code, subject, seen, remedy)
     }
 }

@@ -18,7 +18,7 @@ const SUBJECT: &str = "redis";
 pub(super) fn add(redis: &RedisFacts, config: &Config, found: &mut Vec<Finding>) {
     let server = match &redis.server {
         Ok(server) => server,
-        Err(refusal) if refusal.is_password => {
+        Err(refusal) if refusal.denies_access => {
             let seen = format!("{}: {}", redis.url, refusal.text);
             let remedy = "correct user and password in redis, or the user's permissions (docs/operating.md)";
             found.push(Finding::error("redis_password", SUBJECT, seen, remedy));

@@ -19,14 +19,14 @@ const MAX_SUBJECT_COLUMNS: usize = 32;
 
 /// The number of findings of each severity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FindingCounts {
+pub(crate) struct FindingCounts {
     pub errors: usize,
     pub warnings: usize,
     pub notes: usize,
 }
 
 /// Counts findings by their severity.
-pub fn counts(found: &[Finding]) -> FindingCounts {
+pub(crate) fn counts(found: &[Finding]) -> FindingCounts {
     let count = |severity| found.iter().filter(|finding| finding.severity == severity).count();
     FindingCounts {
         errors: count(Severity::Error),
@@ -50,7 +50,7 @@ fn unchecked(facts: &SetupFacts<'_>) -> Vec<&'static str> {
 }
 
 /// Writes the findings as aligned lines; `colours`: with the escape codes of a terminal.
-pub fn text(facts: &SetupFacts<'_>, found: &[Finding], took: Duration, colours: bool) -> String {
+pub(crate) fn text(facts: &SetupFacts<'_>, found: &[Finding], took: Duration, colours: bool) -> String {
     let mut text = head(facts, took);
     let columns = |name: &str| name.chars().count();
     let subjects: Vec<String> = found.iter().map(|finding| safe(&finding.subject)).collect();
@@ -83,7 +83,7 @@ pub fn text(facts: &SetupFacts<'_>, found: &[Finding], took: Duration, colours: 
 }
 
 /// Writes findings and facts as one JSON document.
-pub fn json(facts: &SetupFacts<'_>, found: &[Finding], took: Duration) -> Value {
+pub(crate) fn json(facts: &SetupFacts<'_>, found: &[Finding], took: Duration) -> Value {
     let upstreams: Vec<Value> = facts
         .upstreams
         .iter()
@@ -95,6 +95,7 @@ pub fn json(facts: &SetupFacts<'_>, found: &[Finding], took: Duration) -> Value 
                 "version": upstream.version,
                 "models": upstream.cards().iter().map(|card| card.id.as_str()).collect::<Vec<_>>(),
                 "sight": upstream.sight.as_ref().map(|reading| reading.sight.as_str()),
+                "drained": upstream.sight.as_ref().map(|reading| reading.drained),
                 "took_ms": upstream.took.as_millis() as u64,
             })
         })
@@ -119,7 +120,8 @@ pub fn json(facts: &SetupFacts<'_>, found: &[Finding], took: Duration) -> Value 
     json!({
         "upstreams": upstreams,
         "redis": redis,
-        "balancer_runs": facts.balancer_runs,
+        "balancer_runs": facts.balancer.is_some(),
+        "balancer": facts.balancer,
         "findings": findings,
         "not_checked": unchecked(facts),
         "errors": errors,
@@ -132,12 +134,16 @@ pub fn json(facts: &SetupFacts<'_>, found: &[Finding], took: Duration) -> Value 
 fn head(facts: &SetupFacts<'_>, took: Duration) -> String {
     let count = facts.upstreams.len();
     let answered = facts.upstreams.iter().filter(|upstream| upstream.health.is_ok()).count();
+    let drained = facts.upstreams.iter().filter(|upstream| upstream.is_drained()).count();
     let mut head = format!("{}, {answered} healthy", plural(count, "upstream"));
+    if drained > 0 {
+        let _ = write!(head, ", {drained} drained");
+    }
     if let Some(redis) = &facts.redis {
         let _ = write!(head, "; {}", redis_text(redis));
     }
-    if facts.balancer_runs {
-        head.push_str("; a balancer runs");
+    if let Some(admin) = &facts.balancer {
+        let _ = write!(head, "; a balancer runs, with its admin listener at {admin}");
     }
     let _ = writeln!(head, "; {:.1} s\n", took.as_secs_f64());
     head

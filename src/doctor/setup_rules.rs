@@ -18,7 +18,12 @@ pub(super) fn add(facts: &SetupFacts<'_>, found: &mut Vec<Finding>) {
             }
             Ok(_) => {}
             Err(why) => {
-                let remedy = "start the model server, or correct upstreams[].gym";
+                let remedy = match source.label.split(' ').next() {
+                    Some("file") => "write the list, or correct upstreams[].file",
+                    Some("dns") => "correct upstreams[].dns, its records, or upstreams[].resolver",
+                    Some("kubernetes") => "correct upstreams[].kubernetes, or the rights of the balancer",
+                    _ => "start the model server, or correct upstreams[].gym",
+                };
                 found.push(Finding::error("source_unreadable", &source.label, why.as_str(), remedy));
             }
         }

@@ -8,6 +8,7 @@ pub(super) const MAX_CLOCK_DIFFERENCE: f64 = 2.0;
 
 /// Adds the findings of one upstream.
 pub(super) fn add(facts: &SetupFacts<'_>, upstream: &UpstreamFacts, found: &mut Vec<Finding>) {
+    found.extend(drained(upstream));
     if let Err(failure) = &upstream.health {
         found.extend(health(upstream, &facts.config.health.path, failure));
         return;
@@ -28,6 +29,14 @@ pub(super) fn add(facts: &SetupFacts<'_>, upstream: &UpstreamFacts, found: &mut 
         let remedy = "synchronise the clocks (chrony, systemd-timesyncd)";
         found.push(Finding::warning("clock", upstream.name(), seen, remedy));
     }
+}
+
+/// The note that an operator drains the upstream: whether it answers or not, it gets no new requests.
+fn drained(upstream: &UpstreamFacts) -> Option<Finding> {
+    let name = upstream.name();
+    let seen = "the running balancer: an operator drains it, so that it gets no new requests";
+    let remedy = format!("PATCH /admin/upstreams/{name} with {{\"drain\": false}}, when it is to get some");
+    upstream.is_drained().then(|| Finding::note("drained", name, seen, &remedy))
 }
 
 fn health(upstream: &UpstreamFacts, path: &str, failure: &QuestionFailure) -> Option<Finding> {

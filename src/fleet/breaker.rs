@@ -29,63 +29,15 @@
 //! out does not count against an engine that has begun answers meanwhile. Errors of clients and full engines
 //! are not reported to the machine. Pure: time comes in as `now`.
 
-pub mod blame;
+pub(crate) mod blame;
+mod status;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+pub use self::status::UpstreamState;
+pub(crate) use self::status::{Admits, UpstreamStatus};
 use crate::config::types::{Breaker, Health};
-
-/// The state of one upstream, as the admin API and the metrics show it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpstreamState {
-    /// Not reached since it was configured.
-    Unknown,
-    Ready,
-    /// A failure was seen; the next probe runs at once.
-    Suspect,
-    /// Does not answer.
-    Down,
-    /// Finishes its requests and takes no new ones.
-    Draining,
-    /// Answers probes but fails too many requests.
-    Tripped,
-}
-
-impl UpstreamState {
-    /// All states, for metrics that have one series a state.
-    pub const ALL: [UpstreamState; 6] = [
-        UpstreamState::Unknown,
-        UpstreamState::Ready,
-        UpstreamState::Suspect,
-        UpstreamState::Down,
-        UpstreamState::Draining,
-        UpstreamState::Tripped,
-    ];
-
-    /// Returns the name of the state in logs, metrics and the admin API.
-    pub fn label(self) -> &'static str {
-        match self {
-            UpstreamState::Unknown => "unknown",
-            UpstreamState::Ready => "ready",
-            UpstreamState::Suspect => "suspect",
-            UpstreamState::Down => "down",
-            UpstreamState::Draining => "draining",
-            UpstreamState::Tripped => "tripped",
-        }
-    }
-}
-
-/// Which requests an upstream admits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Admits {
-    None,
-    /// One trial request at a time.
-    One,
-    /// Requests that no better upstream can take.
-    Last,
-    All,
-}
 
 /// What a request observed of an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +59,7 @@ pub enum UpstreamSignal {
 
 /// How a probe failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ProbeMiss {
+pub(crate) enum ProbeMiss {
     /// The connection was refused.
     Refused,
     /// No answer within the time limit, or a broken one.
@@ -123,20 +75,9 @@ pub struct BreakerRules {
     pub breaker: Breaker,
 }
 
-/// The time in which an upstream that came back grows to its full weight: its cache is cold and its kernels
-/// are not compiled.
-const WARM_UP: Duration = Duration::from_secs(10);
-
-/// The share of its weight with which an upstream that came back begins.
-const COLD_WEIGHT_SHARE: f64 = 0.1;
-
 /// The longest time that an upstream counts as draining after it announced its shutdown. If it still answers
 /// then, the announcement was wrong.
 const MAX_SHUTDOWN_TIME: Duration = Duration::from_secs(15);
-
-/// The number of requests in flight up to which an upstream that came back has its full weight; it grows by
-/// one a second. Without it the upstream would get no requests beside idle upstreams, which cost a tenth.
-const FULL_WEIGHT_REQUESTS: u64 = 1;
 
 /// The time after which good probes alone end the state of a dead engine: the report was wrong, or the
 /// balancer missed the restart.
@@ -145,70 +86,9 @@ const MAX_DEAD_TIME: Duration = Duration::from_secs(30);
 /// The least share of failures among the answers of their period that trips the breaker.
 const TRIP_SHARE: f64 = 0.5;
 
-/// The facts about an upstream that routing needs; valid until the next event of its machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UpstreamStatus {
-    pub state: UpstreamState,
-    /// When `state` began.
-    pub since: Instant,
-    /// Probes show that its process no longer works; also set while an operator drains it.
-    pub gone: bool,
-    /// Connections are refused: its process and its memory are gone.
-    pub lost: bool,
-    /// Never reached although it was probed; when it will answer is unknown.
-    pub missing: bool,
-    /// An operator drains it.
-    pub drained: bool,
-    admits: Admits,
-    /// The end of a trip; the upstream admits nothing before it.
-    opens: Option<Instant>,
-    warm_since: Option<Instant>,
-}
-
-impl UpstreamStatus {
-    /// Returns which requests the upstream admits at `now`.
-    pub fn admits(&self, now: Instant) -> Admits {
-        match self.opens {
-            Some(opens) if now < opens => Admits::None,
-            _ => self.admits,
-        }
-    }
-
-    /// Whether the upstream admits all requests until the next event.
-    pub fn is_steady(&self) -> bool {
-        self.opens.is_none() && self.admits == Admits::All
-    }
-
-    /// Returns the time from which on the upstream has its full weight; `None`: it has it.
-    pub fn warm_at(&self) -> Option<Instant> {
-        self.warm_since.map(|since| since + WARM_UP)
-    }
-
-    /// Returns the end of the trip; `None` when the upstream is not tripped or is gone.
-    pub fn trip_end(&self) -> Option<Instant> {
-        self.opens.filter(|_| !self.gone)
-    }
-
-    /// Returns the share of its weight that the upstream has with `active` requests in flight: full for the
-    /// first few, its warmth beyond them.
-    pub fn weight_share(&self, active: u64, now: Instant) -> f64 {
-        let Some(since) = self.warm_since else { return 1.0 };
-        let full_weight = FULL_WEIGHT_REQUESTS + now.saturating_duration_since(since).as_secs();
-        if active < full_weight { 1.0 } else { self.warmth(now) }
-    }
-
-    /// Returns the share of its weight that the upstream has recovered: below 1 for a while after it came
-    /// back.
-    pub fn warmth(&self, now: Instant) -> f64 {
-        let Some(since) = self.warm_since else { return 1.0 };
-        let share = now.saturating_duration_since(since).as_secs_f64() / WARM_UP.as_secs_f64();
-        share.clamp(COLD_WEIGHT_SHARE, 1.0)
-    }
-}
-
 /// The state machine of one upstream.
 #[derive(Clone, Debug)]
-pub struct BreakerMachine {
+pub(crate) struct BreakerMachine {
     state: UpstreamState,
     since: Instant,
     /// Good probes in a row.
@@ -226,8 +106,9 @@ pub struct BreakerMachine {
     /// The length of the present trip.
     open: Duration,
     warm_since: Option<Instant>,
-    /// When an operator's drain began.
+    /// When an operator's drain began, and when the latest one ended.
     drained: Option<Instant>,
+    undrained: Option<Instant>,
     dead: Option<DeadEngine>,
     /// Until when the breaker of a sibling keeps its requests away.
     sibling_trip: Option<Instant>,
@@ -243,7 +124,7 @@ struct DeadEngine {
 
 impl BreakerMachine {
     /// Builds the machine of an upstream that was not probed yet.
-    pub fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         BreakerMachine {
             state: UpstreamState::Unknown,
             since: now,
@@ -256,14 +137,17 @@ impl BreakerMachine {
             open: Duration::ZERO,
             warm_since: None,
             drained: None,
+            undrained: None,
             dead: None,
             sibling_trip: None,
         }
     }
 
     /// Returns the present status.
-    pub fn status(&self, rules: &BreakerRules) -> UpstreamStatus {
-        let BreakerMachine { state, since, warm_since, .. } = *self;
+    pub(crate) fn status(&self, rules: &BreakerRules) -> UpstreamStatus {
+        let BreakerMachine { state, warm_since, .. } = *self;
+        // What a drain has hidden begins for observers with the end of the drain.
+        let since = self.undrained.map_or(self.since, |undrained| undrained.max(self.since));
         let gone = match state {
             UpstreamState::Down => true,
             // The state stays `Tripped` while probes fail.
@@ -275,20 +159,6 @@ impl BreakerMachine {
         };
         let lost = gone && (self.refused || self.dead.is_some());
         let missing = state == UpstreamState::Unknown && self.bad > 0;
-        if let Some(since) = self.drained {
-            let (state, admits) = (UpstreamState::Draining, Admits::None);
-            return UpstreamStatus {
-                state,
-                since,
-                gone,
-                lost,
-                missing,
-                drained: true,
-                admits,
-                opens: None,
-                warm_since: None,
-            };
-        }
         let admits = match state {
             UpstreamState::Ready => Admits::All,
             UpstreamState::Suspect if self.refused || self.unwell => Admits::Last,
@@ -299,37 +169,53 @@ impl BreakerMachine {
             | UpstreamState::Draining
             | UpstreamState::Tripped => Admits::None,
         };
-        let opens = (state == UpstreamState::Tripped).then(|| since + self.open);
-        UpstreamStatus { state, since, gone, lost, missing, drained: false, admits, opens, warm_since }
+        let status = |state, since, admits, opens, warm_since| {
+            let drained = self.drained.is_some();
+            UpstreamStatus { state, since, gone, lost, missing, drained, admits, opens, warm_since }
+        };
+        match self.drained {
+            Some(since) => status(UpstreamState::Draining, since, Admits::None, None, None),
+            None => status(state, since, admits, self.opens(), warm_since),
+        }
     }
 
     /// Returns the time at which the status admits more without another event.
-    pub fn opens(&self) -> Option<Instant> {
+    pub(crate) fn opens(&self) -> Option<Instant> {
         (self.state == UpstreamState::Tripped).then(|| self.since + self.open)
     }
 
     /// Returns the number of failed probes in a row.
-    pub fn missed(&self) -> u32 {
+    pub(crate) fn missed(&self) -> u32 {
         self.bad
     }
 
     /// Whether the upstream is to be probed more often than at each interval.
-    pub fn is_uncertain(&self) -> bool {
+    pub(crate) fn is_uncertain(&self) -> bool {
         !matches!(self.state, UpstreamState::Ready | UpstreamState::Tripped)
     }
 
     /// Whether the machine needs the answers of requests as signals; otherwise they are only counted.
-    pub fn counts_answers(&self) -> bool {
+    pub(crate) fn counts_answers(&self) -> bool {
         matches!(self.state, UpstreamState::Suspect | UpstreamState::Tripped)
     }
 
     /// Starts or ends an operator's drain.
-    pub fn drain(&mut self, drain: bool, now: Instant) {
-        self.drained = drain.then(|| self.drained.unwrap_or(now));
+    pub(crate) fn drain(&mut self, drain: bool, now: Instant) {
+        match (drain, self.drained) {
+            (true, None) => self.drained = Some(now),
+            (false, Some(_)) => (self.drained, self.undrained) = (None, Some(now)),
+            (true, Some(_)) | (false, None) => {}
+        }
     }
 
     /// Applies the result of a probe; `answers` is the number of answers to requests that have begun.
-    pub fn probed(&mut self, found: Result<(), ProbeMiss>, answers: u64, now: Instant, rules: &BreakerRules) {
+    pub(crate) fn probed(
+        &mut self,
+        found: Result<(), ProbeMiss>,
+        answers: u64,
+        now: Instant,
+        rules: &BreakerRules,
+    ) {
         let alive = std::mem::replace(&mut self.answers, answers) != answers;
         match found {
             Ok(()) => self.good_probe(now, rules),
@@ -339,7 +225,13 @@ impl BreakerMachine {
     }
 
     /// Applies a signal of a request; `answers` as for `probed`.
-    pub fn signalled(&mut self, signal: UpstreamSignal, answers: u64, now: Instant, rules: &BreakerRules) {
+    pub(crate) fn signalled(
+        &mut self,
+        signal: UpstreamSignal,
+        answers: u64,
+        now: Instant,
+        rules: &BreakerRules,
+    ) {
         match signal {
             UpstreamSignal::Unreached { refused } => self.unreached(refused, answers, now, rules),
             UpstreamSignal::Failed => self.failed(answers, now, rules),
@@ -361,12 +253,12 @@ impl BreakerMachine {
     }
 
     /// Records a sibling's trip: until its end one failure of a request is enough for a trip here.
-    pub fn sibling_tripped(&mut self, until: Instant) {
+    pub(crate) fn sibling_tripped(&mut self, until: Instant) {
         self.sibling_trip = self.sibling_trip.max(Some(until));
     }
 
     /// Records that the metrics of the upstream report a new process.
-    pub fn restarted(&mut self) {
+    pub(crate) fn restarted(&mut self) {
         if let Some(dead) = &mut self.dead {
             dead.replaced = true;
         }

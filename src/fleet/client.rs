@@ -229,8 +229,7 @@ pub(super) fn addressed(
     if !url.prefix.is_empty() {
         head.uri = format!("{}{}", url.prefix, head.uri).parse()?;
     }
-    let host = if url.unix.is_some() { "localhost".into() } else { url.authority() };
-    head.headers.insert(header::HOST, HeaderValue::try_from(host)?);
+    head.headers.insert(header::HOST, HeaderValue::try_from(upstream.host.as_str())?);
     if !keep {
         head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

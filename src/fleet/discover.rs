@@ -1,32 +1,40 @@
-//! Discovers upstreams: polls each source for its list, and reconciles the fleet with it.
+//! Discovers upstreams: follows each source, and reconciles the fleet with its list.
 //!
-//! A source that does not answer, or whose answer is invalid, keeps its last list: engines outlive the
-//! process that launched them. Each balancer polls for itself and does not share the lists with its
-//! siblings. `reconcile` decides the owner of an engine that several sources, or the operator, name.
+//! Each source has a task, which reports whole lists. It polls (`gym`, `file`, `dns`), or it watches and
+//! reports a list after each change. A source that does not answer, or whose answer is invalid, keeps its
+//! last list: engines outlive the program that launched them, and an engine that is gone fails its probes.
+//! Each balancer follows its sources for itself and does not share the lists with its siblings. `reconcile`
+//! decides the owner of an engine that several sources, or the operator, name.
 //!
-//! A new kind of source needs a new variant of `Discover` and a module beside `gym`.
+//! A new kind of source needs a variant of `DiscoveryMethod`, its keys in `config::types`, and a module
+//! beside `gym` that `task` calls.
 
+mod dns;
+mod engine;
+mod file;
 mod gym;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod reconcile;
+mod source;
+mod task;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::StatusCode;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::change::{FleetChange, FleetChangeError};
-use super::client::UpstreamClient;
 use super::snapshot::DISCOVERY_GRACE;
-use super::upstream::Upstream;
 use super::{Fleet, now};
-use crate::config::secret::Secret;
-use crate::config::types::{
-    DiscoveryMethod, DiscoveryOrigin, DiscoverySource, UpstreamConfig, UpstreamTls, UpstreamUrl,
-};
+use crate::config::types::{DiscoveryMethod, UpstreamConfig};
+use engine::DiscoveredEngine;
 use reconcile::{FleetView, Ownerships, PresentUpstream};
+pub(super) use source::PlannedSource;
+use source::{SourceList, SourceReporter};
+pub(super) use task::poll;
 
 /// The time limit of one poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,28 +49,13 @@ const MIN_ROUND_INTERVAL: Duration = Duration::from_millis(20);
 /// The source name of upstreams that were removed from the file.
 pub(super) const NO_SOURCE: &str = "none";
 
-/// The largest number of polled lists that the discoverer has not handled yet.
+/// The largest number of lists that the discoverer has not handled yet.
 const MAX_QUEUED_ANSWERS: usize = 16;
-
-/// The engines that a source lists, and the settings it gives for all of them.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DiscoveredServers {
-    urls: Vec<UpstreamUrl>,
-    api_key: Option<Secret>,
-    model: Option<String>,
-}
-
-/// A discovery source, and the connection settings for it.
-pub(super) struct PolledSource {
-    source: DiscoverySource,
-    label: String,
-    server: Arc<Upstream>,
-}
 
 /// The sources of the present configuration.
 #[derive(Default)]
 pub(super) struct DiscoveryPlan {
-    pub sources: Vec<Arc<PolledSource>>,
+    pub sources: Vec<Arc<PlannedSource>>,
 }
 
 /// Discovers upstreams until `stop`. Requires a running keeper.
@@ -87,7 +80,7 @@ pub async fn run(fleet: Arc<Fleet>, mut stop: watch::Receiver<bool>) {
         };
         tokio::select! {
             _ = stop.wait_for(|stopping| *stopping) => return,
-            Some((label, found)) = answers.recv() => discoverer.store_list(label, found),
+            Some(answer) = answers.recv() => discoverer.store_list(answer),
             Ok(()) = discoverer.plans.changed() => discoverer.follow_plan(),
             Ok(()) = changed => {}
             () = waited => {}
@@ -99,114 +92,31 @@ struct Discoverer {
     fleet: Arc<Fleet>,
     plans: watch::Receiver<Arc<DiscoveryPlan>>,
     plan: Arc<DiscoveryPlan>,
-    /// The last answer of each source, by the source's label.
-    found: HashMap<String, DiscoveredServers>,
+    /// The last list of each source, by the source's label.
+    found: HashMap<String, Vec<DiscoveredEngine>>,
     ownerships: Ownerships,
     /// The upstreams of the lists; `None` after a list or the plan has changed.
     listed: Option<Vec<UpstreamConfig>>,
     /// The next round sends all settings again, since the files that they name may have changed.
     resend: bool,
-    /// The polling tasks by the source's label.
-    polling: HashMap<String, PollTask>,
+    /// The tasks of the sources, by the source's label.
+    following: HashMap<String, SourceTask>,
     /// The last value that was sent to the keeper.
     awaited: Option<Instant>,
-    answers: mpsc::Sender<(String, DiscoveredServers)>,
+    answers: mpsc::Sender<SourceList>,
 }
 
-/// The task that polls one source; it ends when this is dropped.
-struct PollTask {
-    source: Arc<PolledSource>,
+/// The task that follows one source; it ends when this is dropped.
+struct SourceTask {
+    source: Arc<PlannedSource>,
     since: Instant,
     _task: JoinSet<()>,
-}
-
-// === impl PolledSource ===
-
-impl PolledSource {
-    /// Builds the polled form of `source`; `server` holds the connection settings.
-    pub(super) fn new(source: DiscoverySource, server: Arc<Upstream>) -> Self {
-        PolledSource { label: source.ask.label(), source, server }
-    }
-
-    /// Describes the source as an upstream, so that `UpstreamClient` can connect to it.
-    pub(super) fn server(source: &DiscoverySource) -> UpstreamConfig {
-        let url = source.ask.url().clone();
-        UpstreamConfig {
-            name: source.ask.label(),
-            tls: if url.https { source.tls.clone() } else { UpstreamTls::default() },
-            ..UpstreamConfig::new(url)
-        }
-    }
-
-    fn has_settings_of(&self, other: &PolledSource) -> bool {
-        self.source == other.source && self.server.authorities == other.server.authorities
-    }
-
-    /// Requests the list of engines once.
-    pub(super) async fn poll(
-        &self,
-        client: &UpstreamClient,
-        limit: Duration,
-    ) -> Result<DiscoveredServers, String> {
-        let path = match self.source.ask {
-            DiscoveryMethod::Gym(_) => gym::PATH,
-        };
-        let answer = client.small(&self.server, path, limit).await;
-        let answer = answer.map_err(|error| format!("GET {path}: {error}"))?;
-        if answer.status() != StatusCode::OK {
-            return Err(format!("GET {path}: status {}", answer.status().as_u16()));
-        }
-        gym::parse(answer.body()).map_err(|why| format!("GET {path}: {why}"))
-    }
-
-    /// Returns an upstream for each listed engine.
-    pub(super) fn upstreams(&self, found: &DiscoveredServers) -> impl Iterator<Item = UpstreamConfig> {
-        let DiscoverySource { weight, max_active, ref tls, .. } = self.source;
-        found.urls.iter().map(move |url| UpstreamConfig {
-            // Several engines may share an address, below paths of their own.
-            name: format!("{}{}", url.authority(), url.prefix),
-            weight,
-            max_active,
-            api_key: found.api_key.clone(),
-            tls: if url.https { tls.clone() } else { UpstreamTls::default() },
-            discovered: Some(DiscoveryOrigin { source: self.label.clone(), model: found.model.clone() }),
-            ..UpstreamConfig::new(url.clone())
-        })
-    }
-}
-
-/// Polls one source until dropped, and sends its answers. Of successive failures only the first is logged as
-/// a warning.
-async fn poll_forever(
-    fleet: Arc<Fleet>,
-    source: Arc<PolledSource>,
-    answers: mpsc::Sender<(String, DiscoveredServers)>,
-) {
-    let (mut answered, mut works) = (false, None);
-    loop {
-        match source.poll(fleet.client(), POLL_TIMEOUT).await {
-            Ok(found) => {
-                if works.replace(true) != Some(true) {
-                    fleet.observer.source_answers(&source.label, found.urls.len(), found.model.as_deref());
-                }
-                answered = true;
-                if answers.send((source.label.clone(), found)).await.is_err() {
-                    return;
-                }
-            }
-            Err(why) => {
-                fleet.observer.source_failed(&source.label, &why, works.replace(false) != Some(false));
-            }
-        }
-        let every = source.source.every;
-        tokio::time::sleep(if answered { every } else { every.min(UNANSWERED_POLL_INTERVAL) }).await;
-    }
 }
 
 // === impl Discoverer ===
 
 impl Discoverer {
-    fn new(fleet: Arc<Fleet>, answers: mpsc::Sender<(String, DiscoveredServers)>) -> Self {
+    fn new(fleet: Arc<Fleet>, answers: mpsc::Sender<SourceList>) -> Self {
         Discoverer {
             plans: fleet.plan.subscribe(),
             fleet,
@@ -215,35 +125,37 @@ impl Discoverer {
             ownerships: Ownerships::default(),
             listed: None,
             resend: false,
-            polling: HashMap::new(),
+            following: HashMap::new(),
             awaited: None,
             answers,
         }
     }
 
-    /// Polls exactly the sources of the current plan. The last list of a source that stays is kept.
+    /// Follows exactly the sources of the current plan. The last list of a source that stays is kept.
     fn follow_plan(&mut self) {
         let plan = self.plans.borrow_and_update().clone();
-        let mut before = std::mem::take(&mut self.polling);
+        let mut before = std::mem::take(&mut self.following);
         for source in &plan.sources {
             let going = before.remove(&source.label).filter(|going| going.source.has_settings_of(source));
             let going = going.unwrap_or_else(|| {
-                let mut task = JoinSet::new();
-                task.spawn(poll_forever(self.fleet.clone(), source.clone(), self.answers.clone()));
-                PollTask { source: source.clone(), since: now(), _task: task }
+                let reporter = SourceReporter::new(self.fleet.clone(), source.clone(), self.answers.clone());
+                let mut tasks = JoinSet::new();
+                tasks.spawn(task::follow(source.clone(), reporter));
+                SourceTask { source: source.clone(), since: now(), _task: tasks }
             });
-            self.polling.insert(source.label.clone(), going);
+            self.following.insert(source.label.clone(), going);
         }
-        self.found.retain(|label, _| self.polling.contains_key(label));
+        self.found.retain(|label, _| self.following.contains_key(label));
+        self.fleet.observer.keep_sources(|label| self.following.contains_key(label));
         self.listed = None;
         (self.plan, self.resend) = (plan, true);
     }
 
-    /// Stores the list that a poll returned.
-    fn store_list(&mut self, label: String, found: DiscoveredServers) {
+    /// Stores the list that a source reported.
+    fn store_list(&mut self, SourceList { source, engines }: SourceList) {
         // The source may have left the plan meanwhile.
-        if self.polling.contains_key(&label) && self.found.get(&label) != Some(&found) {
-            self.found.insert(label, found);
+        if self.following.contains_key(&source) && self.found.get(&source) != Some(&engines) {
+            self.found.insert(source, engines);
             self.listed = None;
         }
     }
@@ -251,9 +163,16 @@ impl Discoverer {
     /// Returns the upstreams that the sources list. Of several with the same URL or name the first counts.
     fn listed_upstreams(&self) -> Vec<UpstreamConfig> {
         let (mut listed, mut urls, mut names) = (Vec::new(), BTreeSet::new(), HashSet::new());
-        let answered = |source: &Arc<PolledSource>| Some((source.clone(), self.found.get(&source.label)?));
-        for (source, found) in self.plan.sources.iter().filter_map(answered) {
-            for config in source.upstreams(found) {
+        let first_place = self.plan.sources.iter().find_map(|source| source.pods_place());
+        for source in &self.plan.sources {
+            let engines = self.found.get(&source.label).map(Vec::as_slice).unwrap_or_default();
+            for mut config in source.upstreams(engines) {
+                // Two namespaces may have pods of one name. The place decides, and not which of the pods is
+                // ready: sessions follow the name.
+                let place = source.pods_place();
+                if place.is_some() && (place != first_place || names.contains(&config.name)) {
+                    config.name = config.url.authority();
+                }
                 if !urls.contains(&config.url) && !names.contains(&config.name) {
                     urls.insert(config.url.clone());
                     names.insert(config.name.clone());
@@ -264,9 +183,17 @@ impl Discoverer {
         listed
     }
 
+    /// Returns the labels of the sources that have answered, and whether each lists engines only while they
+    /// are ready.
+    fn answered_sources(&self) -> HashMap<String, bool> {
+        let answered = self.plan.sources.iter().filter(|source| self.found.contains_key(&source.label));
+        let is_watched = |source: &PlannedSource| matches!(source.source.ask, DiscoveryMethod::Kubernetes(_));
+        answered.map(|source| (source.label.clone(), is_watched(source))).collect()
+    }
+
     /// Returns until when a source that has not answered may still list upstreams with any model.
     fn awaited_until(&self) -> Option<Instant> {
-        let unanswered = self.polling.iter().filter(|(label, _)| !self.found.contains_key(*label));
+        let unanswered = self.following.iter().filter(|(label, _)| !self.found.contains_key(*label));
         unanswered.map(|(_, task)| task.since + DISCOVERY_GRACE).max()
     }
 
@@ -278,6 +205,8 @@ impl Discoverer {
         if self.plans.has_changed().is_ok_and(|changed| changed) {
             self.follow_plan();
         }
+        let answered = self.answered_sources();
+        let answer = |config: &UpstreamConfig| answered.get(config.discovered.as_ref()?.source.as_str());
         let present: Vec<PresentUpstream<'_>> = snapshot
             .entries
             .iter()
@@ -285,6 +214,8 @@ impl Discoverer {
                 config: &entry.upstream.config,
                 removing: entry.removing,
                 ready: entry.is_ready(),
+                leaves_at_once: answer(&entry.upstream.config) == Some(&true),
+                has_answer: answer(&entry.upstream.config).is_some(),
             })
             .collect();
         let listed = self.listed.take().unwrap_or_else(|| self.listed_upstreams());
@@ -316,9 +247,9 @@ impl Discoverer {
 
     fn mark_unusable(&mut self, change: &FleetChange, why: &str) {
         if let FleetChange::Upsert(config) = change {
-            self.ownerships.mark_unusable(&config.url);
+            let is_first = self.ownerships.mark_unusable(&config.url, now());
             let source = config.discovered.as_ref().map_or("", |found| found.source.as_str());
-            self.fleet.observer.discovered_unusable(source, &config.name, why);
+            self.fleet.observer.discovered_unusable(source, &config.name, why, is_first);
         }
     }
 }

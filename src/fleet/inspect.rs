@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::client::{FetchError, UpstreamClient};
-use super::discover::PolledSource;
+use super::discover::{self, PlannedSource};
 use super::probe::MAX_VERSION_CHARS;
 use super::queue::Queue;
 use super::upstream::Upstream;
@@ -41,7 +41,7 @@ const MAX_REFUSAL_BYTES: usize = 200;
 const DATE_ERROR: f64 = 1.0;
 
 /// Asks upstreams.
-pub struct Inspector {
+pub(crate) struct Inspector {
     client: UpstreamClient,
     queue: Arc<Queue>,
     health_path: String,
@@ -51,10 +51,20 @@ pub struct Inspector {
 
 /// A row of the list of upstreams of a running balancer.
 #[derive(Clone, Debug, Deserialize)]
-pub struct BalancerRow {
+pub(crate) struct BalancerRow {
     pub url: String,
     sight: String,
     sight_reason: Option<String>,
+    /// Absent at older releases.
+    #[serde(default)]
+    drained: bool,
+}
+
+/// A balancer that runs on this machine.
+pub(crate) struct FoundBalancer {
+    /// The URL of its admin listener.
+    pub admin: String,
+    pub rows: Vec<BalancerRow>,
 }
 
 #[derive(Deserialize)]
@@ -88,14 +98,14 @@ struct CompletionDetails {
 
 impl Inspector {
     /// Builds an inspector with the health path of the configuration; each question has `timeout`.
-    pub fn new(config: &Config, timeout: Duration, sends_prompts: bool) -> Self {
+    pub(crate) fn new(config: &Config, timeout: Duration, sends_prompts: bool) -> Self {
         let queue = Queue::new(0, Observer::default());
         let health_path = config.health.path.clone();
         Inspector { client: UpstreamClient, queue, health_path, timeout, sends_prompts }
     }
 
     /// Asks one upstream. Takes at most two time limits, and with prompts those of two prompts more.
-    pub async fn upstream(&self, config: UpstreamConfig) -> UpstreamFacts {
+    pub(crate) async fn upstream(&self, config: UpstreamConfig) -> UpstreamFacts {
         let begun = Instant::now();
         let mut facts = UpstreamFacts::unasked(config.clone());
         match Upstream::new(0, config, self.queue.clone()) {
@@ -196,13 +206,16 @@ impl Inspector {
     }
 
     /// Asks a source. Returns the upstreams that it lists, too.
-    pub async fn source(&self, source: &DiscoverySource) -> (SourceFacts, Vec<UpstreamConfig>) {
+    pub(crate) async fn source(&self, source: &DiscoverySource) -> (SourceFacts, Vec<UpstreamConfig>) {
         let label = source.ask.label();
-        let polled = match Upstream::new(0, PolledSource::server(source), self.queue.clone()) {
+        let server = PlannedSource::server(source);
+        let server =
+            server.map(|server| Upstream::new(0, server, self.queue.clone()).map(Arc::new)).transpose();
+        let polled = match server {
             Ok(server) => {
-                let polled = PolledSource::new(source.clone(), Arc::new(server));
-                let found = polled.poll(&self.client, self.timeout).await;
-                found.map(|found| polled.upstreams(&found).collect::<Vec<_>>())
+                let planned = PlannedSource::new(source.clone(), server);
+                let found = discover::poll(&planned, &self.client, self.timeout).await;
+                found.map(|found| planned.upstreams(&found)).map_err(|failure| failure.text)
             }
             Err(why) => Err(why),
         };
@@ -212,13 +225,15 @@ impl Inspector {
         }
     }
 
-    /// Returns the upstreams of the balancer that runs on this machine with the configuration, if one does.
-    pub async fn running_balancer(&self, admin: &AdminConfig) -> Option<Vec<BalancerRow>> {
-        let url = url::upstream(&reachable(&admin.address)?).ok()?;
+    /// Returns the balancer that runs on this machine with the configuration, if one does.
+    pub(crate) async fn running_balancer(&self, admin: &AdminConfig) -> Option<FoundBalancer> {
+        let address = reachable(&admin.address)?;
+        let url = url::upstream(&address).ok()?;
         let config = UpstreamConfig { api_key: admin.token.clone(), ..UpstreamConfig::new(url) };
         let listener = Upstream::new(0, config, self.queue.clone()).ok()?;
         let answer = self.client.get(&listener, "/admin/upstreams", self.timeout).await.ok()?;
-        serde_json::from_slice(answer.body()).ok()
+        let rows = serde_json::from_slice(answer.body()).ok()?;
+        Some(FoundBalancer { admin: address, rows })
     }
 }
 
@@ -226,9 +241,9 @@ impl Inspector {
 
 impl BalancerRow {
     /// How the balancer sees the upstream.
-    pub fn reading(&self) -> SightReading {
+    pub(crate) fn reading(&self) -> SightReading {
         let reason = self.sight_reason.clone().unwrap_or_default();
-        SightReading { sight: self.sight.clone(), reason }
+        SightReading { sight: self.sight.clone(), reason, drained: self.drained }
     }
 }
 
@@ -290,41 +305,4 @@ fn clock(headers: &HeaderMap, sent: SystemTime, received: SystemTime) -> Option<
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn compares_a_date_with_the_middle_of_the_round_trip() {
-        let at = |millis: u64| UNIX_EPOCH + Duration::from_millis(1_790_000_000_000 + millis);
-        let read = |date: SystemTime| {
-            let mut headers = HeaderMap::new();
-            let date = HeaderValue::try_from(httpdate::fmt_http_date(date)).expect("a date");
-            headers.insert(header::DATE, date);
-            clock(&headers, at(0), at(1_000)).expect("a reading")
-        };
-        for (date, differs) in [(0, false), (2_900, false), (5_000, true), (90_000, true)] {
-            assert_eq!(read(at(date)).differs_by(2.0), differs, "{date}");
-        }
-        assert!((read(at(90_000)).ahead - 90.0).abs() < 1.0);
-        assert!((read(UNIX_EPOCH + Duration::from_secs(1_789_999_910)).ahead + 90.0).abs() < 1.0);
-        assert_eq!(clock(&HeaderMap::new(), at(0), at(1)), None);
-        let mut headers = HeaderMap::new();
-        headers.insert(header::DATE, HeaderValue::from_static("yesterday"));
-        assert_eq!(clock(&headers, at(0), at(1)), None);
-    }
-
-    #[test]
-    fn reaches_the_admin_listener_of_this_machine() {
-        let table = [
-            ("0.0.0.0:9090", Some("http://127.0.0.1:9090")),
-            ("[::]:9090", Some("http://[::1]:9090")),
-            ("10.0.0.7:9090", Some("http://10.0.0.7:9090")),
-            ("127.0.0.1:0", None),
-            ("unix:/run/admin.sock", Some("unix:/run/admin.sock")),
-        ];
-        for (text, wanted) in table {
-            let address = ListenAddress::parse(text).expect("an address");
-            assert_eq!(reachable(&address).as_deref(), wanted, "{text}");
-        }
-    }
-}
+mod tests;

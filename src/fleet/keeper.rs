@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::breaker::ProbeMiss;
-use super::discover::{DiscoveryPlan, PolledSource};
+use super::discover::{DiscoveryPlan, PlannedSource};
 use super::keeper_message::KeeperMessage;
 use super::probe::ProbeFailure;
 use super::snapshot::{DISCOVERY_GRACE, Snapshot};
@@ -119,8 +119,9 @@ impl Keeper {
     fn plan(&mut self, sources: Vec<DiscoverySource>) -> Result<Arc<DiscoveryPlan>, String> {
         let mut plan = DiscoveryPlan::default();
         for source in sources {
-            let server = self.new_upstream(&PolledSource::server(&source))?;
-            plan.sources.push(Arc::new(PolledSource::new(source, server)));
+            let server =
+                PlannedSource::server(&source).map(|server| self.new_upstream(&server)).transpose()?;
+            plan.sources.push(Arc::new(PlannedSource::new(source, server)));
         }
         Ok(Arc::new(plan))
     }

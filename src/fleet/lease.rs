@@ -68,7 +68,10 @@ enum LeasePrefill {
         since: Instant,
     },
     /// Part of the backlog until the first byte or the estimated end of the prefill.
-    Expected(PrefillTicket),
+    Expected {
+        ticket: PrefillTicket,
+        since: Instant,
+    },
     Over,
 }
 
@@ -110,7 +113,7 @@ impl Lease {
         live.gauges.context.fetch_add(work.tokens, Relaxed);
         let prefill = match work.streams {
             true => LeasePrefill::Streams { tokens, ahead: before + tokens, since: now },
-            false => LeasePrefill::Expected(live.pace.begin(tokens, before, now)),
+            false => LeasePrefill::Expected { ticket: live.pace.begin(tokens, before, now), since: now },
         };
         Some(Lease { upstream: upstream.clone(), tokens: work.tokens, prefill, trial })
     }
@@ -125,23 +128,33 @@ impl Lease {
         if let LeasePrefill::Streams { ahead, since, .. } = self.prefill {
             self.upstream.live.pace.learn(ahead, now.saturating_duration_since(since));
         }
-        let is_first = self.end_prefill();
-        if is_first {
+        let (is_first, since) = self.leave_backlog();
+        if since.is_some() {
             self.upstream.live.forecast.begin_head(millis(now));
         }
         is_first
     }
 
-    /// Removes the prefill from the backlog. Returns whether it was still part of it.
+    /// Removes the prefill from the backlog without a first byte. Returns whether it was still part of it.
     pub fn end_prefill(&mut self) -> bool {
+        let (is_first, since) = self.leave_backlog();
+        if let Some(since) = since {
+            self.upstream.live.forecast.give_up(millis(since), millis(super::now()));
+        }
+        is_first
+    }
+
+    /// Removes the prefill from the backlog. Returns whether no call before did, and since when the prefill
+    /// was part of the backlog, unless its estimated end has passed.
+    fn leave_backlog(&mut self) -> (bool, Option<Instant>) {
         let live = &self.upstream.live;
-        let tokens = match std::mem::replace(&mut self.prefill, LeasePrefill::Over) {
-            LeasePrefill::Streams { tokens, .. } => tokens,
-            LeasePrefill::Expected(ticket) => live.pace.end(ticket).unwrap_or(0),
-            LeasePrefill::Over => return false,
+        let left = match std::mem::replace(&mut self.prefill, LeasePrefill::Over) {
+            LeasePrefill::Streams { tokens, since, .. } => Some((tokens, since)),
+            LeasePrefill::Expected { ticket, since } => live.pace.end(ticket).map(|tokens| (tokens, since)),
+            LeasePrefill::Over => return (false, None),
         };
-        live.gauges.backlog.fetch_sub(tokens, Relaxed);
-        true
+        live.gauges.backlog.fetch_sub(left.map_or(0, |(tokens, _)| tokens), Relaxed);
+        (true, left.map(|(_, since)| since))
     }
 }
 
@@ -161,177 +174,4 @@ impl Drop for Lease {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::breaker::{BreakerMachine, BreakerRules, UpstreamSignal};
-    use super::super::queue::Queue;
-    use super::super::upstream::UpstreamLoad;
-    use super::*;
-    use crate::config::types::{Breaker, Health, UpstreamConfig, UpstreamUrl};
-    use crate::observe::Observer;
-    use proptest::prelude::*;
-
-    /// A ready entry.
-    fn entry(max_active: Option<u32>) -> SnapshotEntry {
-        let url =
-            UpstreamUrl { https: false, host: "gpu".into(), port: 1, unix: None, prefix: String::new() };
-        let config = UpstreamConfig { max_active, ..UpstreamConfig::new(url) };
-        let upstream =
-            Upstream::new(0, config, Queue::new(9, Observer::default())).expect("it needs no file");
-        let mut entry = SnapshotEntry::unknown(Arc::new(upstream));
-        let mut machine = BreakerMachine::new(Instant::now());
-        machine.probed(Ok(()), 0, Instant::now(), &rules());
-        entry.status = machine.status(&rules());
-        entry
-    }
-
-    fn rules() -> BreakerRules {
-        let breaker = Breaker { failures: 1, ..Breaker::default() };
-        BreakerRules { health: Health::default(), breaker }
-    }
-
-    impl Lease {
-        pub fn take(entry: &SnapshotEntry, work: RequestWork, now: Instant) -> Option<Self> {
-            Lease::take_as(entry, entry.admits(now), work, now)
-        }
-    }
-
-    fn take(entry: &SnapshotEntry, tokens: u64) -> Option<Lease> {
-        Lease::take(entry, RequestWork { tokens, uncached: tokens, streams: true }, Instant::now())
-    }
-
-    #[test]
-    fn lowers_the_backlog_at_the_first_byte_and_the_rest_when_dropped() {
-        let entry = entry(None);
-        let mut lease = take(&entry, 700).expect("there is room");
-        assert_eq!(entry.upstream.load(), UpstreamLoad { active: 1, backlog: 700, context: 700 });
-        assert!(lease.first_byte(Instant::now()));
-        assert!(!lease.first_byte(Instant::now()));
-        assert_eq!(entry.upstream.load(), UpstreamLoad { active: 1, backlog: 0, context: 700 });
-        drop(lease);
-        assert_eq!(entry.upstream.load(), UpstreamLoad::default());
-    }
-
-    #[test]
-    fn counts_only_uncached_tokens_as_backlog() {
-        let entry = entry(None);
-        let work = RequestWork { tokens: 700, uncached: 100, streams: true };
-        let lease = Lease::take(&entry, work, Instant::now()).expect("there is room");
-        assert_eq!(entry.upstream.load(), UpstreamLoad { active: 1, backlog: 100, context: 700 });
-        drop(lease);
-        assert_eq!(entry.upstream.load(), UpstreamLoad::default());
-    }
-
-    #[test]
-    fn lowers_the_backlog_of_an_unstreamed_answer_at_its_estimated_end() {
-        let entry = entry(None);
-        let now = Instant::now();
-        let work = RequestWork { tokens: 8000, uncached: 8000, streams: false };
-        let mut lease = Lease::take(&entry, work, now).expect("there is room");
-        assert_eq!(entry.upstream.load_at(now).backlog, 8000);
-        let second = std::time::Duration::from_secs(1);
-        assert_eq!(
-            entry.upstream.load_at(now + 2 * second),
-            UpstreamLoad { active: 1, backlog: 0, context: 8000 }
-        );
-        assert!(lease.first_byte(now + 3 * second), "the first byte is still reported once");
-        drop(lease);
-        assert_eq!(entry.upstream.load(), UpstreamLoad::default());
-        let early = Lease::take(&entry, work, now).expect("there is room");
-        drop(early);
-        assert_eq!(entry.upstream.load_at(now + 3 * second), UpstreamLoad::default());
-    }
-
-    #[test]
-    fn never_exceeds_max_active_across_threads() {
-        let entry = entry(Some(3));
-        let most = std::sync::atomic::AtomicU64::new(0);
-        std::thread::scope(|scope| {
-            for _ in 0..8 {
-                scope.spawn(|| {
-                    for _ in 0..2000 {
-                        if let Some(lease) = take(&entry, 1) {
-                            most.fetch_max(entry.upstream.load().active, Relaxed);
-                            drop(lease);
-                        }
-                    }
-                });
-            }
-        });
-        assert!((1..=3).contains(&most.into_inner()));
-        assert_eq!(entry.upstream.load(), UpstreamLoad::default());
-    }
-
-    #[test]
-    fn admits_one_trial_request_at_a_time_after_a_trip() {
-        let mut entry = entry(Some(5));
-        let now = Instant::now();
-        let mut machine = BreakerMachine::new(now);
-        machine.probed(Ok(()), 0, now, &rules());
-        machine.signalled(UpstreamSignal::Failed, 0, now, &rules());
-        entry.status = machine.status(&rules());
-        assert!(Lease::take(&entry, RequestWork::default(), now).is_none(), "the trip is not over");
-        let later = now + rules().breaker.open;
-        let first = Lease::take(&entry, RequestWork::default(), later);
-        assert!(first.is_some());
-        assert!(Lease::take(&entry, RequestWork::default(), later).is_none(), "the trial is in flight");
-        drop(first);
-        assert!(
-            Lease::take(&entry, RequestWork::default(), later).is_some(),
-            "the trial ended without a signal and freed its place"
-        );
-    }
-
-    #[derive(Clone, Debug)]
-    enum LeaseStep {
-        Take(u64, bool),
-        FirstByte(prop::sample::Index),
-        Drop(prop::sample::Index),
-        Panic(prop::sample::Index),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<LeaseStep>> {
-        let step = prop_oneof![
-            (0u64..1 << 40, any::<bool>()).prop_map(|(tokens, streams)| LeaseStep::Take(tokens, streams)),
-            any::<prop::sample::Index>().prop_map(LeaseStep::FirstByte),
-            any::<prop::sample::Index>().prop_map(LeaseStep::Drop),
-            any::<prop::sample::Index>().prop_map(LeaseStep::Panic),
-        ];
-        prop::collection::vec(step, 0..60)
-    }
-
-    proptest! {
-        #[test]
-        fn gauges_return_to_zero_after_any_sequence_of_outcomes(steps in steps()) {
-            let entry = entry(None);
-            let upstream = entry.upstream.clone();
-            let mut held: Vec<Lease> = Vec::new();
-            for step in steps {
-                match step {
-                    LeaseStep::Take(tokens, streams) => {
-                        let work = RequestWork { tokens, uncached: tokens / 2, streams };
-                        held.extend(Lease::take(&entry, work, Instant::now()));
-                    }
-                    LeaseStep::FirstByte(at) if !held.is_empty() => {
-                        let at = at.index(held.len());
-                        held[at].first_byte(Instant::now());
-                    }
-                    LeaseStep::Drop(at) if !held.is_empty() => drop(held.swap_remove(at.index(held.len()))),
-                    LeaseStep::Panic(at) if !held.is_empty() => {
-                        let lease = held.swap_remove(at.index(held.len()));
-                        let unwound = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
-                            let _held = lease;
-                            std::panic::resume_unwind(Box::new("a request's task died"));
-                        }));
-                        prop_assert!(unwound.is_err());
-                    }
-                    _ => {}
-                }
-                prop_assert_eq!(upstream.load().active, held.len() as u64);
-                let context: u64 = held.iter().map(|lease| lease.tokens).sum();
-                prop_assert_eq!(upstream.load().context, context);
-            }
-            drop(held);
-            prop_assert_eq!(upstream.load(), UpstreamLoad::default());
-        }
-    }
-}
+mod tests;

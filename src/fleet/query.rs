@@ -28,7 +28,9 @@ pub struct UpstreamQuery<'a> {
     pub names: Option<&'a Arc<RouteNames>>,
     /// Routes define model names that no upstream serves: the error for an unknown model must list them.
     pub has_aliases: bool,
-    /// The longest forecast with which the request leaves the queue; requests with different limits wait in
-    /// lines of their own, so that none waits behind one with a tighter limit.
+    /// The longest forecast with which the request leaves the queue; requests with and without a limit wait
+    /// in lines of their own.
     pub slo: Option<Duration>,
+    /// Full upstreams are candidates as well.
+    pub even_full: bool,
 }

@@ -6,12 +6,16 @@
 //! since there may be more room. So requests of one line stay in order, one freed place wakes one request,
 //! and no freed place is lost: a line that could not look yet stays `due`.
 //!
+//! Requests with a limit of the time to the first token have lines of their own, one for all limits. There a
+//! head that would be late gives way to later requests; see `line`.
+//!
 //! A place in a line is a guard: a request whose future is dropped leaves its line and passes its turn on.
 //! The request that has the turn chooses the upstream from the snapshot; the queue does not.
 
+mod line;
 mod pace;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +28,8 @@ use super::query::UpstreamQuery;
 use crate::observe::Observer;
 use crate::observe::queue::QueueEnd;
 use crate::route::upstreams::RouteNames;
+use line::{DelayClass, Waiter, WaitingLine};
+pub use line::{MissedLook, StartDelay};
 use pace::AdmissionPace;
 
 /// The upstreams that a request waits for; requests with equal keys wait in one line.
@@ -37,8 +43,8 @@ pub(super) struct QueueKey {
     /// The ids of the allowed upstreams, for requests without `names`.
     among: Option<Vec<usize>>,
     tried: Vec<usize>,
-    /// The longest forecast with which a request of this line is sent.
-    slo: Option<Duration>,
+    /// The requests of this line have limits of the time to the first token.
+    is_limited: bool,
 }
 
 /// Why a request may not wait, or not any longer.
@@ -69,22 +75,6 @@ struct WaitingLines {
     pace: AdmissionPace,
 }
 
-/// The waiting requests of one key.
-#[derive(Default)]
-struct WaitingLine {
-    waiters: VecDeque<Waiter>,
-    /// The head has the turn to look for room.
-    looking: bool,
-    /// There may be room since the head last looked.
-    due: bool,
-}
-
-/// One waiting request.
-struct Waiter {
-    number: u64,
-    wake: Arc<Notify>,
-}
-
 /// The turn of a line's head to look for room. The request calls `taken` when it found room and `wait_on`
 /// when it did not; a dropped turn passes on.
 pub struct QueueTurn(QueuePlace);
@@ -93,9 +83,17 @@ pub struct QueueTurn(QueuePlace);
 struct QueuePlace {
     queue: Arc<Queue>,
     key: QueueKey,
+    class: DelayClass,
     number: u64,
     wake: Arc<Notify>,
     end: QueueEnd,
+}
+
+/// Where a request stands in its line.
+struct PlaceStatus {
+    has_turn: bool,
+    /// When the request has to begin the next round: it is the oldest of its line.
+    look_at: Option<Instant>,
 }
 
 // === impl QueueKey ===
@@ -113,7 +111,7 @@ impl QueueKey {
             names,
             among,
             tried,
-            slo: query.slo,
+            is_limited: query.slo.is_some(),
         }
     }
 
@@ -160,14 +158,21 @@ impl Queue {
         !self.is_empty() && self.lock().by_key.contains_key(key)
     }
 
-    /// Waits until `deadline` for the turn. `until`: the time at which there is room without another event.
+    /// Whether a new request may be sent before those that wait with this key. `missed`: what it found
+    /// without taking any room.
+    pub(super) fn lets_pass(&self, key: &QueueKey, missed: &MissedLook) -> bool {
+        let mut lines = self.lock();
+        lines.by_key.get_mut(key).is_none_or(|line| line.lets_pass(missed, super::now()))
+    }
+
+    /// Waits until `deadline` for the turn, after a look in vain.
     pub(super) async fn wait(
         self: &Arc<Self>,
         key: QueueKey,
-        until: Option<Instant>,
+        missed: MissedLook,
         deadline: Instant,
     ) -> Result<QueueTurn, QueueRefusal> {
-        self.join(key)?.turn(until, deadline).await
+        self.join(key, missed)?.turn(deadline).await
     }
 
     /// Reports that an upstream may have room: one request that waits for the upstream may look. Cheap while
@@ -181,7 +186,9 @@ impl Queue {
         }
         let mut lines = self.lock();
         for (key, line) in &mut lines.by_key {
-            line.due |= key.served_by(upstream);
+            if key.served_by(upstream) {
+                line.mark_due();
+            }
         }
         lines.let_one_look();
     }
@@ -193,7 +200,7 @@ impl Queue {
             return;
         }
         let mut lines = self.lock();
-        lines.by_key.values_mut().for_each(|line| line.due = true);
+        lines.by_key.values_mut().for_each(WaitingLine::mark_due);
         lines.let_one_look();
     }
 
@@ -201,7 +208,7 @@ impl Queue {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(self: &Arc<Self>, key: QueueKey) -> Result<QueuePlace, QueueRefusal> {
+    fn join(self: &Arc<Self>, key: QueueKey, missed: MissedLook) -> Result<QueuePlace, QueueRefusal> {
         let now = super::now();
         let mut lines = self.lock();
         let waiting = self.len();
@@ -214,31 +221,30 @@ impl Queue {
         }
         let (number, wake) = (lines.next_number, Arc::new(Notify::new()));
         lines.next_number += 1;
+        let waiter = Waiter { number, joined: now, wake: wake.clone() };
         let line = lines.by_key.entry(key.clone()).or_default();
-        // The first request of a line looks at once: a place may have been freed since it last looked.
-        line.looking |= line.waiters.is_empty();
-        line.waiters.push_back(Waiter { number, wake: wake.clone() });
+        line.join(waiter, &missed);
+        if line.next_number().is_some() {
+            lines.let_one_look();
+        }
         self.waiting.store(waiting + 1, Ordering::Relaxed);
         self.observer.queue_joined();
-        Ok(QueuePlace { queue: self.clone(), key, number, wake, end: QueueEnd::Left })
+        let class = missed.class();
+        Ok(QueuePlace { queue: self.clone(), key, class, number, wake, end: QueueEnd::Left })
     }
 
     /// Removes a request from its line and passes its turn on.
     fn leave(&self, place: &QueuePlace) {
         let mut lines = self.lock();
         let Some(line) = lines.by_key.get_mut(&place.key) else { return };
-        let Some(at) = line.waiters.iter().position(|waiter| waiter.number == place.number) else { return };
-        line.waiters.remove(at);
-        let had_turn = at == 0 && std::mem::take(&mut line.looking);
-        // The next request looks: there may be more room, and its look yields the next `until`.
-        line.due |= at == 0;
-        if line.waiters.is_empty() {
+        let Some(had_turn) = line.leave(place.class, place.number) else { return };
+        if line.is_empty() {
             lines.by_key.remove(&place.key);
         }
         match place.end {
             QueueEnd::Admitted => lines.pace.admitted(super::now()),
             // The unused place may suit any other line.
-            _ if had_turn => lines.by_key.values_mut().for_each(|line| line.due = true),
+            _ if had_turn => lines.by_key.values_mut().for_each(WaitingLine::mark_due),
             _ => {}
         }
         self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -247,15 +253,11 @@ impl Queue {
 }
 
 impl WaitingLines {
-    /// Gives the turn to the head of the due line that has waited longest.
+    /// Gives the turn to the request that has waited longest of those that should look.
     fn let_one_look(&mut self) {
-        let due = self.by_key.values_mut().filter(|line| line.due && !line.looking);
-        let oldest = due.min_by_key(|line| line.waiters.front().map(|waiter| waiter.number));
-        if let Some(line) = oldest
-            && let Some(first) = line.waiters.front()
-        {
-            first.wake.notify_one();
-            (line.due, line.looking) = (false, true);
+        let due = self.by_key.values_mut().filter_map(|line| Some((line.next_number()?, line)));
+        if let Some((_, line)) = due.min_by_key(|(number, _)| *number) {
+            line.give_turn();
         }
     }
 }
@@ -263,56 +265,50 @@ impl WaitingLines {
 // === impl QueuePlace ===
 
 impl QueuePlace {
-    async fn turn(
-        mut self,
-        mut until: Option<Instant>,
-        deadline: Instant,
-    ) -> Result<QueueTurn, QueueRefusal> {
+    async fn turn(self, deadline: Instant) -> Result<QueueTurn, QueueRefusal> {
         loop {
-            let (first, looking) = self.position();
-            if looking {
+            let PlaceStatus { has_turn, look_at } = self.status();
+            if has_turn {
                 // Pairs with the fence in `Queue::freed`: a place freed from here on finds this request
                 // waiting; this request sees the places freed before.
                 fence(Ordering::SeqCst);
                 return Ok(QueueTurn(self));
             }
-            let wake = until.filter(|until| first && *until < deadline);
+            let look_at = look_at.filter(|look_at| *look_at < deadline);
             tokio::select! {
                 biased;
                 () = self.wake.notified() => {}
-                () = time::sleep_until(wake.unwrap_or(deadline).into()) => match wake {
-                    Some(_) => {
-                        until = None;
-                        self.mark_due();
-                    }
+                () = time::sleep_until(look_at.unwrap_or(deadline).into()) => match look_at {
+                    Some(_) => self.begin_round(),
                     None => return Err(self.waited_out()),
                 }
             }
         }
     }
 
-    /// Returns whether the request is the head of its line, and whether it has the turn.
-    fn position(&self) -> (bool, bool) {
+    fn status(&self) -> PlaceStatus {
         let lines = self.queue.lock();
         let line = lines.by_key.get(&self.key);
-        let first = line.filter(|line| line.waiters.front().is_some_and(|first| first.number == self.number));
-        (first.is_some(), first.is_some_and(|line| line.looking))
+        let oldest = line.filter(|line| line.oldest_number() == Some(self.number));
+        PlaceStatus {
+            has_turn: line.is_some_and(|line| line.has_turn(self.number)),
+            look_at: oldest.and_then(WaitingLine::look_at),
+        }
     }
 
-    /// Marks the line as due.
-    fn mark_due(&self) {
+    /// Begins a round at the line's time for it.
+    fn begin_round(&self) {
         let mut lines = self.queue.lock();
         if let Some(line) = lines.by_key.get_mut(&self.key) {
-            line.due = true;
+            line.pass_look_at();
         }
         lines.let_one_look();
     }
 
-    fn waited_out(&mut self) -> QueueRefusal {
+    fn waited_out(mut self) -> QueueRefusal {
         self.end = QueueEnd::WaitedOut;
         let lines = self.queue.lock();
-        let line = lines.by_key.get(&self.key);
-        let ahead = line.map_or(0, |line| line.waiters.iter().filter(|w| w.number < self.number).count());
+        let ahead = lines.by_key.get(&self.key).map_or(0, |line| line.count_before(self.number));
         QueueRefusal::WaitedOut { retry_after: lines.pace.wait(ahead + 1, super::now()) }
     }
 }
@@ -334,16 +330,17 @@ impl QueueTurn {
         self.0.end = QueueEnd::Admitted;
     }
 
-    /// Waits again at the head of the line: the request found no room.
-    pub async fn wait_on(self, until: Option<Instant>, deadline: Instant) -> Result<QueueTurn, QueueRefusal> {
+    /// Waits again in the same place: the request looked in vain.
+    pub async fn wait_on(mut self, missed: MissedLook, deadline: Instant) -> Result<QueueTurn, QueueRefusal> {
         {
-            let mut lines = self.0.queue.lock();
-            if let Some(line) = lines.by_key.get_mut(&self.0.key) {
-                line.looking = false;
+            let place = &mut self.0;
+            let mut lines = place.queue.lock();
+            if let Some(line) = lines.by_key.get_mut(&place.key) {
+                place.class = line.miss(place.class, place.number, &missed, super::now());
             }
             lines.let_one_look();
         }
-        self.0.turn(until, deadline).await
+        self.0.turn(deadline).await
     }
 }
 

@@ -2,8 +2,7 @@
 //! any.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -13,13 +12,7 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, Signatur
 use tokio_rustls::TlsConnector;
 
 use crate::config::types::UpstreamConfig;
-
-/// The time after which the authorities of the system are read again for a new upstream.
-const SYSTEM_ROOTS_LIFETIME: Duration = Duration::from_secs(60);
-
-/// The authorities of the system, and when they were read: reading takes milliseconds, and a copy for each of
-/// a thousand upstreams would take hundreds of megabytes.
-static SYSTEM_ROOTS: Mutex<Option<(Instant, Arc<RootCertStore>)>> = Mutex::new(None);
+use crate::system_roots::system_roots;
 
 /// The settings of one of our own TLS connections: the connector, and the name that the certificate must
 /// have.
@@ -56,23 +49,6 @@ fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String>
         none if none.is_empty() => Err(message(&"no certificate in the file")),
         some => Ok(some),
     }
-}
-
-/// Returns the system's authorities. Many upstreams share one copy, which is read again after
-/// `SYSTEM_ROOTS_LIFETIME`.
-fn system_roots() -> Arc<RootCertStore> {
-    let mut known = SYSTEM_ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
-    let now = super::now();
-    if let Some((read_at, roots)) = &*known
-        && now.saturating_duration_since(*read_at) < SYSTEM_ROOTS_LIFETIME
-    {
-        return roots.clone();
-    }
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let roots = Arc::new(roots);
-    *known = Some((now, roots.clone()));
-    roots
 }
 
 fn client_config(

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::cached_reports::CachedTokenReports;
 use super::engine_load::{EngineLoad, ForeignLoad, GaugeReport};
 use super::forecast::{ForecastAccuracy, UpstreamForecast};
 use super::identity::UpstreamIdentity;
@@ -28,6 +29,7 @@ use crate::config::secret::Secret;
 use crate::config::types::UpstreamConfig;
 use crate::config::values;
 use crate::observe::Observer;
+use crate::reply::usage::{CachedTokensField, Usage};
 
 /// The longest time for which an engine's Retry-After keeps requests away.
 const MAX_BUSY_TIME: Duration = Duration::from_secs(60);
@@ -80,6 +82,8 @@ pub(super) struct Live {
     pub key: u64,
     /// Decides when the prober probes. Locked for a moment, by the prober and for each report.
     duty: Mutex<ProbeDuty>,
+    /// The fields in which the engine has reported cached tokens.
+    cached_reports: CachedTokenReports,
     /// How well the balancer sees the engine's cache. Locked for a moment, by answers and the keeper.
     sight: Mutex<SightTracker>,
     /// Wakes the prober for another decision.
@@ -187,6 +191,7 @@ impl Upstream {
             reports_answers: AtomicBool::new(false),
             key: xxh3_64(config.name.as_bytes()),
             duty: Mutex::new(ProbeDuty::new(super::now(), 0.5)),
+            cached_reports: CachedTokenReports::default(),
             sight: Mutex::default(),
             wake: Notify::new(),
             well: Notify::new(),
@@ -220,7 +225,11 @@ impl Upstream {
         };
         let authorization = key.map(|key| format!("Bearer {}", key.expose()));
         let url = &config.url;
-        let host = if url.unix.is_some() { "localhost".into() } else { url.authority() };
+        let host = match &config.host {
+            Some(host) => host.clone(),
+            None if url.unix.is_some() => "localhost".into(),
+            None => url.authority(),
+        };
         Ok(Upstream { id: live.identity.id, host, config, authorization, authorities, secure, live })
     }
 
@@ -289,6 +298,16 @@ impl Upstream {
         self.live.sight().sight()
     }
 
+    /// Returns the cached tokens of an answer; see `cached_reports`.
+    pub fn cached_tokens(
+        &self,
+        usage: &Usage,
+        field: Option<CachedTokensField>,
+        is_whole: bool,
+    ) -> Option<u64> {
+        self.live.cached_reports.cached_tokens(usage, field, is_whole)
+    }
+
     /// Compares the predicted cached tokens of a prompt with those that its answer reports, if any. The sight
     /// is blind when predictions are wrong by more than the share `max_error`.
     pub fn observe_cached_tokens(
@@ -308,6 +327,7 @@ impl Upstream {
 
     /// Forgets what was known of the engine's reports: its process is another one.
     pub(super) fn reset_sight(&self, observer: &Observer) {
+        self.live.cached_reports.reset();
         self.update_sight(observer, SightTracker::reset);
     }
 
@@ -331,7 +351,10 @@ impl Upstream {
 
     /// Returns the share of a forecast, 0 to 1, that counts as a reason to refuse a request.
     pub fn forecast_trust(&self, now: Instant) -> f64 {
-        self.live.accuracy.trust(millis(now))
+        let (live, now) = (&self.live, millis(now));
+        let (siblings, foreign) = (live.siblings.read().backlog, live.engine_load.foreign(now).tokens);
+        let backlog = live.load_at(now).backlog.saturating_add(siblings).saturating_add(foreign);
+        live.accuracy.trust(now, live.forecast.terms().forecast(backlog))
     }
 
     /// Returns the moving average of the difference between forecasts and times to first tokens; `None`

@@ -15,7 +15,7 @@ use crate::config::types::LogFormat;
 
 /// How a record is written.
 #[derive(Clone, Copy, Debug)]
-pub struct LogStyle {
+pub(crate) struct LogStyle {
     pub format: LogFormat,
     /// Date, target, module, file, thread and process too.
     pub detail: bool,
@@ -24,14 +24,14 @@ pub struct LogStyle {
 
 /// The origin of a record, as far as the record itself does not have it.
 #[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
+pub(crate) struct Origin<'a> {
     pub time: SystemTime,
     pub thread: &'a str,
     pub pid: u32,
 }
 
 /// Formats a record as text with its line end. `level` is the record's own unless it was demoted.
-pub fn format(record: &Record<'_>, level: Level, style: LogStyle, origin: Origin<'_>) -> String {
+pub(crate) fn format(record: &Record<'_>, level: Level, style: LogStyle, origin: Origin<'_>) -> String {
     let mut fields = RecordFields(Vec::new());
     // The visitor never fails, so neither does the visit.
     let _ = record.key_values().visit(&mut fields);

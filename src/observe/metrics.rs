@@ -7,6 +7,7 @@
 mod balancer;
 mod builder;
 mod cache;
+mod discovery;
 mod exchange;
 mod exposition;
 mod forecast;
@@ -30,6 +31,7 @@ pub use upstreams::UpstreamGauges;
 use balancer::BalancerFacts;
 use builder::MetricsBuilder;
 use cache::CacheMetrics;
+use discovery::DiscoveryMetrics;
 use exchange::ExchangeMetrics;
 use exposition::ExpositionWriter;
 use forecast::ForecastMetrics;
@@ -45,6 +47,7 @@ pub(super) struct Metrics {
     facts: BalancerFacts,
     pub requests: RequestMetrics,
     pub probes: ProbeMetrics,
+    pub discovery: DiscoveryMetrics,
     pub cache: CacheMetrics,
     pub exchange: ExchangeMetrics,
     pub forecast: ForecastMetrics,
@@ -62,6 +65,7 @@ impl Default for Metrics {
         Metrics {
             requests: RequestMetrics::new(&make),
             probes: ProbeMetrics::new(&make),
+            discovery: DiscoveryMetrics::new(&make),
             cache: CacheMetrics::new(&make),
             exchange: ExchangeMetrics::new(&make),
             forecast: ForecastMetrics::new(&make),

@@ -22,7 +22,8 @@ use crate::reply::usage::Usage;
 /// One request that has ended.
 pub struct Done<'a> {
     pub id: &'a str,
-    /// Formatted only when the record is written, like the error.
+    /// Formatted only when the record is written, like the error; an empty text for a client without an
+    /// address.
     pub client: Option<&'a dyn Display>,
     pub method: &'a str,
     pub path: &'a str,
@@ -71,7 +72,8 @@ pub struct RequestTimes {
     pub first_byte: Option<Duration>,
     /// As much of the answer had come as decides that it goes to the client.
     pub accepted: Option<Duration>,
-    /// The head and the beginning of the answer were written to the client.
+    /// The head and the beginning of the answer were written to the client, or as much of them as its
+    /// connection took at once.
     pub forwarded: Option<Duration>,
     /// The last piece of the answer, or its end, was written to the client.
     pub last_piece: Option<Duration>,
@@ -96,7 +98,8 @@ impl RequestTimes {
 
     /// The time that the balancer itself took, where the first attempt had an answer: from the head to the
     /// choice, without the waits for room and for the client's body, and from the piece of the answer that
-    /// decided that it goes to the client until its beginning was written.
+    /// decided that it goes to the client until its beginning was written. No time in which a client does not
+    /// read is in it.
     pub fn added(&self) -> Option<Duration> {
         let answering = self.forwarded?.checked_sub(self.accepted?)?;
         Some(self.chosen?.saturating_sub(self.queued + self.body_wait) + answering)

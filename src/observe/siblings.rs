@@ -12,6 +12,7 @@ impl Observer {
     pub fn redis_failed(&self, cause: &'static str, error: &str, first: bool) {
         self.metrics().exchange.redis_failures.with_label_values(&[cause]).inc();
         self.metrics().exchange.redis_up.set(0);
+        self.metrics().exchange.members_shared.set(0);
         if first {
             warn!(cause = cause, error = error; "redis does not work, routing goes on from local memory");
         } else {
@@ -46,6 +47,45 @@ impl Observer {
         } else {
             debug!(error = error; "redis still refuses to trim the streams");
         }
+    }
+
+    /// Records that the user of this balancer lacks a permission for the list of changed upstreams; only the
+    /// `first` time is a warning.
+    pub fn members_denied(&self, cause: &'static str, error: &str, first: bool) {
+        self.metrics().exchange.redis_failures.with_label_values(&[cause]).inc();
+        self.metrics().exchange.members_shared.set(0);
+        if first {
+            warn!(error = error; "redis does not permit sharing changes of upstreams, all else is shared");
+        } else {
+            debug!(error = error; "redis still does not permit sharing changes of upstreams");
+        }
+    }
+
+    /// Records that the list of changed upstreams is shared; `again`: a permission for it was missing before.
+    pub fn members_shared(&self, again: bool) {
+        self.metrics().exchange.members_shared.set(1);
+        if again {
+            info!("redis permits sharing changes of upstreams again");
+        }
+    }
+
+    /// Records that the user of this balancer may not store the entries of its file; only the `first` time is
+    /// a warning.
+    pub fn entries_denied(&self, cause: &'static str, error: &str, first: bool) {
+        self.metrics().exchange.redis_failures.with_label_values(&[cause]).inc();
+        if first {
+            warn!(error = error; "redis does not permit storing the entries of the file");
+        } else {
+            debug!(error = error; "redis still does not permit storing the entries of the file");
+        }
+    }
+
+    /// Records that a key, which another program has made unusable, was renamed.
+    pub fn key_set_aside(&self, key: &str, found: &str, aside: &str) {
+        warn!(
+            key = key, found = found, renamed_to = aside;
+            "renamed a key in redis that is not the balancers'"
+        );
     }
 
     /// Sets how long Redis took for a command.

@@ -30,6 +30,8 @@ pub struct UpstreamTraffic {
     pub predicted_tokens: u64,
     /// Prompt tokens that the upstream reported to be in its cache.
     pub reported_tokens: u64,
+    /// All prompt tokens of the answers that report cached tokens.
+    pub compared_tokens: u64,
     /// Prompt tokens by the answers' usage.
     pub prompt_tokens: u64,
     /// Output tokens by the answers' usage.
@@ -63,6 +65,8 @@ pub struct BalancerTraffic {
     pub predicted_tokens: u64,
     /// Prompt tokens that an upstream reported to be in its cache.
     pub reported_tokens: u64,
+    /// All prompt tokens of the answers that report cached tokens.
+    pub compared_tokens: u64,
     /// Captured calls that are stored, and those that were lost.
     pub traces_stored: u64,
     pub traces_lost: u64,
@@ -88,6 +92,7 @@ struct UpstreamCounters {
     failures: AtomicU64,
     predicted: AtomicU64,
     reported: AtomicU64,
+    compared: AtomicU64,
     prompt: AtomicU64,
     output: AtomicU64,
     first_byte: RecentTimes,
@@ -106,6 +111,7 @@ pub(super) struct TrafficCounters {
     pub(super) broken_streams: AtomicU64,
     predicted: AtomicU64,
     reported: AtomicU64,
+    compared: AtomicU64,
     pub(super) traces_stored: AtomicU64,
     pub(super) traces_lost: AtomicU64,
     first_byte: RecentTimes,
@@ -125,6 +131,7 @@ impl Default for TrafficCounters {
             broken_streams: AtomicU64::default(),
             predicted: AtomicU64::default(),
             reported: AtomicU64::default(),
+            compared: AtomicU64::default(),
             traces_stored: AtomicU64::default(),
             traces_lost: AtomicU64::default(),
             first_byte: RecentTimes::default(),
@@ -203,11 +210,14 @@ impl TrafficCounters {
         });
     }
 
-    /// Counts the cached tokens of a prompt: the prediction and the engine's report.
-    pub(super) fn cache_compared(&self, upstream: &str, predicted: u64, reported: u64) {
+    /// Counts the tokens of a prompt, and those of them in the cache: by the prediction and by the engine's
+    /// report.
+    pub(super) fn cache_compared(&self, upstream: &str, prompt: u64, predicted: u64, reported: u64) {
+        self.compared.fetch_add(prompt, Relaxed);
         self.predicted.fetch_add(predicted, Relaxed);
         self.reported.fetch_add(reported, Relaxed);
         self.with_row(upstream, |row| {
+            row.compared.fetch_add(prompt, Relaxed);
             row.predicted.fetch_add(predicted, Relaxed);
             row.reported.fetch_add(reported, Relaxed);
         });
@@ -223,6 +233,7 @@ impl TrafficCounters {
             broken_streams: self.broken_streams.load(Relaxed),
             predicted_tokens: self.predicted.load(Relaxed),
             reported_tokens: self.reported.load(Relaxed),
+            compared_tokens: self.compared.load(Relaxed),
             traces_stored: self.traces_stored.load(Relaxed),
             traces_lost: self.traces_lost.load(Relaxed),
             first_byte_ms: self.first_byte.percentiles([0.5, 0.9, 0.99], self.started.elapsed()),
@@ -239,6 +250,7 @@ impl TrafficCounters {
             failures: row.failures.load(Relaxed),
             predicted_tokens: row.predicted.load(Relaxed),
             reported_tokens: row.reported.load(Relaxed),
+            compared_tokens: row.compared.load(Relaxed),
             prompt_tokens: row.prompt.load(Relaxed),
             output_tokens: row.output.load(Relaxed),
             first_byte_ms: row.first_byte.percentiles([0.5, 0.9], self.started.elapsed()),

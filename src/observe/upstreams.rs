@@ -84,7 +84,7 @@ impl Observer {
 
     /// Counts the cached tokens of a prompt: the prediction and the engine's report.
     pub fn cache_compared(&self, upstream: &str, prompt: u64, predicted: u64, reported: u64) {
-        self.traffic().cache_compared(upstream, predicted, reported);
+        self.traffic().cache_compared(upstream, prompt, predicted, reported);
         let cache = &self.metrics().cache;
         cache.prompts.with_label_values(&[upstream]).inc_by(prompt);
         cache.predicted.with_label_values(&[upstream]).inc_by(predicted);

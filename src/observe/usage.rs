@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::reply::usage::Usage;
 
 /// The number of sessions that are kept.
-pub const MAX_SESSION_TOTALS: usize = 10_000;
+pub(crate) const MAX_SESSION_TOTALS: usize = 10_000;
 
 /// The usage of several answers together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -11,6 +11,7 @@
 //! Phases are those of the last attempt; a phase that did not begin has no span. Attributes follow the
 //! conventions for HTTP; those without a convention begin with `vllm_lb.`.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -85,7 +86,10 @@ impl SpanRecord {
             total: done.total,
             times: done.times,
             id: done.id.into(),
-            client: done.client.map(|client| client.to_string().into_boxed_str()),
+            client: done
+                .client
+                .map(|client| client.to_string().into_boxed_str())
+                .filter(|client| !client.is_empty()),
             method: short(done.method, MAX_SHOWN_BYTES),
             path: short(done.path, MAX_TEXT_BYTES),
             model: done.model.map(|model| short(model, MAX_NAME_BYTES)),
@@ -237,8 +241,12 @@ fn operation(template: &'static str) -> Option<&'static str> {
     }
 }
 
-/// The address of a client without its port; a unix socket has none.
+/// The address of a client without its port, which an address that a proxy has named does not have; a unix
+/// socket has none.
 fn address(client: &str) -> &str {
+    if client.parse::<IpAddr>().is_ok() {
+        return client;
+    }
     let address = client.rsplit_once(':').map_or(client, |(address, _)| address);
     address.trim_start_matches('[').trim_end_matches(']')
 }

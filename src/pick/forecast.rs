@@ -6,7 +6,8 @@
 //!
 //! ahead      the prompt tokens that the engine reads before this prompt
 //! time       since the engine began with the prompt at the head of its backlog: since its latest first
-//!            token, or since the backlog began. How far it is cannot be seen; its pace estimates it
+//!            token, since that prompt was given up, or since the backlog began. How far it is cannot be
+//!            seen; its pace estimates it
 //! uncached   the prompt tokens of this request that u does not hold
 //! base       what every first token takes: the connection, the step that runs, the step of the first token
 //! per_token  the engine's pace of reading, as seconds for a token
@@ -16,7 +17,7 @@
 //!
 //! The forecast does not affect which candidate `pick` chooses. Pure: no clock, lock, I/O or state.
 
-pub mod terms;
+pub(crate) mod terms;
 
 use std::time::Duration;
 
@@ -37,6 +38,15 @@ pub fn tokens_before(candidate: &Candidate) -> u64 {
     candidate.backlog.saturating_sub(read).saturating_add(candidate.uncached)
 }
 
+/// Returns the least forecast on any candidate as if the engines were idle: of the tokens before the first
+/// token only the prompt's own count. `trust` as for `keep_within`.
+pub fn least_idle(candidates: &[Candidate], trust: impl Fn(usize) -> f64) -> Option<Duration> {
+    let idle = |candidate: &Candidate| {
+        candidate.terms.seconds(candidate.uncached).min(MAX_SECONDS) * trust(candidate.index).clamp(0.0, 1.0)
+    };
+    candidates.iter().map(idle).min_by(f64::total_cmp).map(Duration::from_secs_f64)
+}
+
 /// Removes the candidates whose forecast is above `limit`. Where none would be left, keeps them all and
 /// returns by how much the least forecast is above it. `trust`: the share, 0 to 1, of the forecast of the
 /// candidate with this index that counts; see `fleet::forecast`.
@@ -52,7 +62,8 @@ pub fn keep_within(
     };
     let least = candidates.iter().map(excess).min_by(f64::total_cmp)?;
     if least > 0.0 {
-        return Some(Duration::from_secs_f64(least));
+        // What is late is late by more than nothing.
+        return Some(Duration::from_secs_f64(least).max(Duration::from_nanos(1)));
     }
     candidates.retain(|candidate| excess(candidate) <= 0.0);
     None

@@ -7,7 +7,7 @@
 //! Never: a copy of the body, a change to it, a panic, more than a bounded look at the headers of a part.
 
 mod plain;
-pub mod tail;
+pub(crate) mod tail;
 
 use std::ops::Range;
 

@@ -12,7 +12,7 @@
 
 mod fields;
 mod known;
-pub mod tail;
+pub(crate) mod tail;
 
 use std::borrow::Cow;
 use std::ops::Range;

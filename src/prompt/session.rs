@@ -40,7 +40,7 @@ use cookie::CookiePattern;
 use name::{member, text, trimmed_name};
 
 /// The longest name that is its own label, in bytes.
-pub const MAX_LABEL_BYTES: usize = 128;
+pub(crate) const MAX_LABEL_BYTES: usize = 128;
 
 /// The session of the agent that started the one that calls, as OpenCode sends it.
 const PARENT_HEADER: &str = "x-parent-session-id";
@@ -50,7 +50,7 @@ const AGENT_HEADERS: [&str; 2] = ["x-claude-code-agent-id", "thread-id"];
 
 /// The configured locations of session names, prepared for the lookup.
 #[derive(Clone, Debug)]
-pub struct SessionPlaces {
+pub(crate) struct SessionPlaces {
     headers: Vec<HeaderName>,
     fields: Vec<FieldPath>,
     cookies: Vec<CookiePattern>,
@@ -69,7 +69,7 @@ struct FieldPath {
 
 /// The parts of a request that may name its session.
 #[derive(Clone, Copy)]
-pub struct SessionLookup<'a> {
+pub(crate) struct SessionLookup<'a> {
     /// The session that its path names, decoded.
     pub path: Option<&'a str>,
     pub headers: &'a HeaderMap,
@@ -117,7 +117,7 @@ impl SessionOrigin {
 // === impl SessionPlaces ===
 
 impl SessionPlaces {
-    pub fn new(sessions: &SessionConfig) -> Self {
+    pub(crate) fn new(sessions: &SessionConfig) -> Self {
         let name = |name: &str| HeaderName::from_bytes(name.as_bytes()).ok();
         let follow = sessions.subagents == SubagentSessions::Follow;
         // The session above the caller's counts before the caller's own.
@@ -149,7 +149,7 @@ impl FieldPath {
 
 impl<'a> SessionLookup<'a> {
     /// The session that the request names, if any, and its label.
-    pub fn session(&self, places: &SessionPlaces) -> Option<(Session, String)> {
+    pub(crate) fn session(&self, places: &SessionPlaces) -> Option<(Session, String)> {
         let (name, source) = self.name(places)?;
         let mut key = key_of(&name, self.model);
         // Codex calls the first agent by the name of its session.
@@ -190,13 +190,13 @@ impl<'a> SessionLookup<'a> {
 
 /// The key of the session of this name, for requests of this model. A name counts without the white space
 /// around it.
-pub fn key_of(name: &[u8], model: &str) -> u64 {
+pub(crate) fn key_of(name: &[u8], model: &str) -> u64 {
     xxh3_64_with_seed(name.trim_ascii(), xxh3_64(model.as_bytes()))
 }
 
 /// The label of a session: unprintable characters are shown as `\u{fffd}`, and a long name as its beginning
 /// with a hash of the whole name. The label of a label is the same label.
-pub fn printable(name: &[u8]) -> String {
+pub(crate) fn printable(name: &[u8]) -> String {
     let mark = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
     // The text of bytes is no shorter than they are, so of a long name its beginning says all that is shown.
     let seen = name.get(..MAX_LABEL_BYTES + 4).unwrap_or(name);

@@ -105,7 +105,7 @@ async fn serve(
             report.status = answer.status().as_u16();
             report.outcome = Some(Outcome::Answered(report.status));
             let close = client.may_omit_body() || scope.shared.shutdown.is_closing();
-            let sent = respond::send(client, scope.id, request, answer, close).await;
+            let sent = respond::send(scope, client, request, answer, close).await;
             (sent.map_err(RequestEnd::Disconnected), RequestTimes::default())
         }
         Ok(Intake::Stream(answer)) => {
@@ -308,5 +308,5 @@ async fn refuse(
     let unread = report.attempts > 0 && !request.body.is_complete();
     let close = unread || client.may_omit_body() || reject.closes() || scope.shared.shutdown.is_closing();
     let answer = respond::refusal(reject, request.style);
-    respond::send(client, scope.id, request, answer, close).await
+    respond::send(scope, client, request, answer, close).await
 }

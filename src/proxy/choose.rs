@@ -10,26 +10,21 @@ use super::client::Client;
 use super::placement::{self, Placement};
 use super::request::{ClientRequest, RequestScope};
 use super::request_end::RequestEnd;
-use super::slo;
+use super::slo::{self, LimitCheck, LimitVerdict, Punctuality};
 use super::watch::RequestWatch;
 use super::watched::watched;
-use crate::config::types::SloRule;
-use crate::fleet::{FilterResult, QueueRefusal, QueueTurn, Snapshot, UpstreamQuery};
+use crate::fleet::{FilterResult, MissedLook, QueueRefusal, QueueTurn, Snapshot, UpstreamQuery};
 use crate::observe::decisions::Decision;
 use crate::pick::shortlist::shortlist;
-use crate::pick::{self, DrawSeed};
+use crate::pick::{self, Candidate, DrawSeed};
 use crate::reject::Reject;
 
 /// The result of one check for room.
 #[allow(clippy::large_enum_variant, reason = "it is taken apart at once, and a box would cost each request")]
 enum RoomCheck {
     Placed(Placement),
-    /// Every possible upstream is full, or no forecast meets the request's limit and the best one is late by
-    /// `late`; `until`: when the first of them has room at the latest.
-    Full {
-        until: Option<Instant>,
-        late: Option<Duration>,
-    },
+    /// Every possible upstream is full, or no forecast meets the request's limit.
+    Missed(MissedLook),
     /// No upstream can be chosen or waited for.
     Nothing(Reject),
 }
@@ -51,13 +46,10 @@ pub(super) async fn choose(
         let snapshot = fleet.snapshot_owned();
         let among = request.among(&snapshot);
         let query = attempts.query(request, scope.settings, among.as_deref());
-        let look = match turn {
-            None if fleet.must_wait(&query) => RoomCheck::Full { until: None, late: None },
-            _ => check_room(scope, request, &snapshot, &query, attempts.count + 1),
-        };
+        let look = look(scope, request, &snapshot, &query, attempts.count + 1, turn.is_some());
         let slo = query.slo;
         drop(snapshot);
-        let (until, late) = match look {
+        let missed = match look {
             RoomCheck::Placed(placement) => {
                 turn.into_iter().for_each(QueueTurn::taken);
                 attempts.begin(placement.upstream().id);
@@ -65,7 +57,7 @@ pub(super) async fn choose(
                 return Ok(placement);
             }
             RoomCheck::Nothing(reject) => return Err(attempts.failed.take().unwrap_or(reject).into()),
-            RoomCheck::Full { until, late } => (until, late),
+            RoomCheck::Missed(missed) => missed,
         };
         let model = request.model.name().map(str::to_string);
         let names = request.upstream_names().cloned();
@@ -80,11 +72,12 @@ pub(super) async fn choose(
             names: names.as_ref(),
             has_aliases: !scope.settings.peeker.routes.is_empty(),
             slo,
+            even_full: false,
         };
         let waiting = async {
             match turn.take() {
-                Some(turn) => turn.wait_on(until, deadline).await,
-                None => fleet.wait(&query, until, deadline).await,
+                Some(turn) => turn.wait_on(missed, deadline).await,
+                None => fleet.wait(&query, missed, deadline).await,
             }
         };
         // Boxed: few requests wait, and the others should not hold its memory.
@@ -96,19 +89,37 @@ pub(super) async fn choose(
         match waited? {
             Ok(mine) => turn = Some(mine),
             Err(QueueRefusal::Full { retry_after } | QueueRefusal::WaitedOut { retry_after }) => {
-                return Err(slo::wait_refusal(scope, request, late, retry_after).into());
+                return Err(slo::wait_refusal(scope, request, &missed, retry_after).into());
             }
         }
     }
 }
 
-/// Checks once whether an upstream has room.
+/// Looks for room. A request that finds others waiting takes only what these leave.
+fn look(
+    scope: &RequestScope<'_>,
+    request: &ClientRequest,
+    snapshot: &Snapshot,
+    query: &UpstreamQuery<'_>,
+    attempt: u32,
+    has_turn: bool,
+) -> RoomCheck {
+    let is_first = has_turn || !scope.shared.fleet.must_wait(query);
+    if !is_first && query.slo.is_none() {
+        return RoomCheck::Missed(MissedLook::default());
+    }
+    // A request with a limit does not wait to learn that no upstream can meet it.
+    check_room(scope, request, snapshot, query, attempt, is_first)
+}
+
+/// Checks once whether an upstream has room. `is_first`: no older request waits for the same upstreams.
 fn check_room(
     scope: &RequestScope<'_>,
     request: &ClientRequest,
     snapshot: &Snapshot,
     query: &UpstreamQuery<'_>,
     attempt: u32,
+    is_first: bool,
 ) -> RoomCheck {
     let shared = scope.shared;
     placement::with_candidates(|candidates| {
@@ -117,20 +128,18 @@ fn check_room(
             let routing = snapshot.candidates(query, now, candidates);
             let of = candidates.len();
             let last = placement::weigh(scope, request, snapshot, now, candidates);
-            if let Some(excess) = slo::keep_punctual(scope, request, attempt, snapshot, now, candidates) {
-                return match scope.settings.slo {
-                    SloRule::Reject => RoomCheck::Nothing(slo::refusal(request, excess)),
-                    SloRule::Queue | SloRule::Ignore => {
-                        RoomCheck::Full { until: Some(slo::next_look(excess, now)), late: Some(excess) }
-                    }
-                };
+            let check = LimitCheck { scope, request, query, attempt, snapshot, now };
+            if let Some(result) = check_limit(&check, &routing, is_first, candidates) {
+                return result;
             }
             let (random, turn) = (shared.random.next(), shared.fleet.next_turn());
             let seed = DrawSeed::for_prompt(request.prompt.last_hash(), random, turn, shared.state.jitter());
             shortlist(candidates, &scope.settings.knobs, seed, last);
             let choice = match (routing, pick::pick(candidates, &scope.settings.knobs, seed)) {
                 (FilterResult::Candidates, Some(choice)) => choice,
-                (FilterResult::Full { until }, _) => return RoomCheck::Full { until, late: None },
+                (FilterResult::Full { until }, _) => {
+                    return RoomCheck::Missed(MissedLook { until, delay: None });
+                }
                 (routing, _) => return RoomCheck::Nothing(no_candidate(&routing, scope, request, snapshot)),
             };
             // Another request may have taken the last place meanwhile.
@@ -155,6 +164,36 @@ fn check_room(
             return RoomCheck::Placed(Placement::new(scope, request, lease, chosen, reason, now));
         }
     })
+}
+
+/// Compares the candidates with the request's limit, and removes those that do not meet it. Returns `None`
+/// where the choice goes on: no older request waits, or each of them would be late on the candidates.
+fn check_limit(
+    check: &LimitCheck<'_>,
+    routing: &FilterResult,
+    is_first: bool,
+    candidates: &mut Vec<Candidate>,
+) -> Option<RoomCheck> {
+    let limit = check.limit()?;
+    let (until, mut punctuality) = match routing {
+        FilterResult::Candidates => (None, check.keep_punctual(limit, candidates)),
+        FilterResult::Full { until } => (*until, check.when_idle(limit, Duration::ZERO)),
+        _ => return None,
+    };
+    let may_pass = matches!(punctuality, Punctuality::Punctual) && !is_first;
+    if may_pass {
+        punctuality = check.when_idle(limit, Duration::ZERO);
+    }
+    let is_full = *routing != FilterResult::Candidates;
+    match punctuality.verdict(is_full, check.scope.settings.slo) {
+        LimitVerdict::Choose => None,
+        LimitVerdict::Wait(delay) => {
+            let missed = MissedLook { until, delay };
+            let passes = may_pass && check.scope.shared.fleet.may_pass(check.query, &missed);
+            (!passes).then_some(RoomCheck::Missed(missed))
+        }
+        LimitVerdict::Refuse(excess) => Some(RoomCheck::Nothing(slo::refusal(check.request, excess))),
+    }
 }
 
 /// The rejection where no upstream can be chosen.

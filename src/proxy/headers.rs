@@ -151,7 +151,7 @@ pub(super) fn of_known_length(head: &mut ResponseHeader, from: &ResponseHeader, 
 
 /// The head of an upstream's answer, as far as it is the client's.
 pub(super) fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
-    let mut head = ResponseHeader::build_no_case(from.status, Some(from.headers.len() + 6))?;
+    let mut head = ResponseHeader::build_no_case(from.status, Some(from.headers.len() + 7))?;
     head.set_reason_phrase(from.get_reason_phrase())?;
     let framing = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
     // `connection` must not nominate fields that frame the body.

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use super::request::{ClientRequest, RequestScope};
-use crate::fleet::{Lease, RequestWork, Snapshot, Upstream};
+use crate::fleet::{AwaitedToken, Lease, RequestWork, Snapshot, Upstream};
 use crate::pick::Candidate;
 use crate::pick::forecast::{forecast, tokens_before};
 use crate::reply::usage::Usage;
@@ -17,6 +17,7 @@ use crate::state::prefix_index::Hits;
 thread_local! {
     static HITS: RefCell<Hits> = RefCell::default();
     static CANDIDATES: RefCell<Vec<Candidate>> = RefCell::default();
+    static IDLE_CANDIDATES: RefCell<Vec<Candidate>> = RefCell::default();
 }
 
 /// The choice of an upstream for one attempt, with its lease.
@@ -25,26 +26,35 @@ pub(super) struct Placement {
     /// The reason of the choice.
     pub reason: &'static str,
     /// The leading blocks that it is believed to hold, the prompt's blocks, and the tokens of the hit.
-    pub hit: u64,
-    pub blocks: usize,
+    pub hit: u32,
+    pub blocks: u32,
     pub predicted: u64,
     /// The forecast of the time from the choice to the first token.
     pub forecast: Duration,
     /// The tokens before the first token by the forecast.
-    tokens_before: u64,
+    tokens_before: u32,
     chosen_at: Instant,
-    /// The first byte shows the first token, since the answer is to come as a stream, and the engine need not
-    /// wait for the rest of the request.
-    shows_first_token: bool,
+    /// The first token that is to correct the forecasts.
+    awaited: Option<AwaitedToken>,
     /// The learnt blocks, to be removed if the engine turns out not to have read the prompt.
     learnt: Option<LearnedChain>,
     /// Whether a part of the request may have reached the upstream.
     sent: bool,
 }
 
+/// A count in the fewest bytes: each open stream holds its placement.
+fn small(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
 /// Lends the thread's buffer for candidates, so that a choice among many upstreams allocates none.
 pub(super) fn with_candidates<T>(choose: impl FnOnce(&mut Vec<Candidate>) -> T) -> T {
     CANDIDATES.with_borrow_mut(choose)
+}
+
+/// Lends the thread's buffer for candidates as if they were idle, beside the one of `with_candidates`.
+pub(super) fn with_idle_candidates<T>(compare: impl FnOnce(&mut Vec<Candidate>) -> T) -> T {
+    IDLE_CANDIDATES.with_borrow_mut(compare)
 }
 
 /// Sets the blocks of the prompt that each candidate holds. Returns the index of the upstream that had the
@@ -84,15 +94,18 @@ impl Placement {
     ) -> Self {
         let learnt = Some(scope.shared.state.learn(&request.prompt, lease.upstream().id, now));
         let uncached = chosen.map_or(request.tokens, |chosen| chosen.uncached);
+        // The first byte shows the first token if the answer is to come as a stream, and the engine need not
+        // wait for the rest of the request.
+        let shows_first_token = request.streams && request.body.is_complete();
         Placement {
             reason,
-            hit: chosen.map_or(0, |chosen| chosen.hit),
-            blocks: request.prompt.chain.len(),
+            hit: chosen.map_or(0, |chosen| small(chosen.hit)),
+            blocks: small(request.prompt.chain.len() as u64),
             predicted: request.tokens.saturating_sub(uncached),
             forecast: chosen.map_or(Duration::ZERO, forecast),
-            tokens_before: chosen.map_or(uncached, tokens_before),
+            tokens_before: small(chosen.map_or(uncached, tokens_before)),
             chosen_at: now,
-            shows_first_token: request.streams && request.body.is_complete(),
+            awaited: shows_first_token.then(|| AwaitedToken::new(lease.upstream().clone(), now)),
             learnt,
             sent: false,
             lease,
@@ -122,24 +135,30 @@ impl Placement {
             self.lease.first_byte(now);
         } else {
             self.lease.end_prefill();
+            self.awaited = None;
         }
     }
 
     /// Compares the forecast with the first token of a stream, which came at `now`, and corrects it.
-    pub(super) fn compare_forecast(&self, scope: &RequestScope<'_>, now: Instant) {
-        if !self.shows_first_token {
-            return;
-        }
+    pub(super) fn compare_forecast(&mut self, scope: &RequestScope<'_>, now: Instant) {
+        let Some(_awaited) = self.awaited.take() else { return };
         let upstream = self.upstream();
         let actual = now.saturating_duration_since(self.chosen_at);
-        upstream.correct_forecast(self.tokens_before, self.forecast, actual, now);
+        upstream.correct_forecast(self.tokens_before.into(), self.forecast, actual, now);
         scope.shared.observer.forecast_compared(upstream.name(), self.forecast, actual);
     }
 
     /// Corrects the estimates by the usage that the answer reports, where its counts fit the prompt.
-    pub(super) fn correct(&self, scope: &RequestScope<'_>, request: &ClientRequest, usage: &Usage) {
+    /// `cached`: its cached tokens.
+    pub(super) fn correct(
+        &self,
+        scope: &RequestScope<'_>,
+        request: &ClientRequest,
+        usage: &Usage,
+        cached: Option<u64>,
+    ) {
         let shared = scope.shared;
-        if let (Some(cached), Some(_)) = (usage.cached_tokens, scope.settings.peeker.blocks) {
+        if let (Some(cached), Some(_)) = (cached, scope.settings.peeker.blocks) {
             let prompt = usage.prompt_tokens.unwrap_or(0);
             shared.observer.cache_compared(self.upstream().name(), prompt, self.predicted, cached);
         }
@@ -149,13 +168,13 @@ impl Placement {
         }
         let is_known = request.model.name().is_some_and(|model| shared.fleet.snapshot().serves_model(model));
         if usage.prompt_tokens.is_some() && self.blocks > 0 && scope.settings.peeker.blocks.is_some() {
-            let (reported, max_error) = (usage.cached_tokens, scope.settings.knobs.sight_error);
-            self.upstream().observe_cached_tokens(self.predicted, reported, max_error, &shared.observer);
+            let max_error = scope.settings.knobs.sight_error;
+            self.upstream().observe_cached_tokens(self.predicted, cached, max_error, &shared.observer);
         }
         if let (Some(tokens), true) = (usage.prompt_tokens, is_known) {
             shared.state.learn_token_count(&request.prompt, tokens);
         }
-        if let (Some(cached), Some(_)) = (usage.cached_tokens, scope.settings.peeker.blocks) {
+        if let (Some(cached), Some(_)) = (cached, scope.settings.peeker.blocks) {
             let upstream = self.upstream();
             shared.state.compare_cached_tokens(upstream.id, upstream.name(), self.predicted, cached);
         }

@@ -6,6 +6,7 @@ use pingora::ErrorType;
 use pingora::protocols::http::ServerSession;
 
 use super::carry::FinishedRequest;
+use super::client_address::ClientAddress;
 use super::context::RequestContext;
 use super::request::RequestedModel;
 use super::shared::ProxyShared;
@@ -20,7 +21,8 @@ pub(super) fn write(
     finished: &FinishedRequest,
 ) {
     let FinishedRequest { request, report, times, error, .. } = finished;
-    let (head, client) = (session.req_header(), session.client_addr());
+    let (head, settings) = (session.req_header(), &*context.settings);
+    let client = ClientAddress { peer: session.client_addr(), headers: &head.headers, settings };
     let snapshot = shared.fleet.snapshot();
     let model = match &request.model {
         RequestedModel::Named(name) if snapshot.serves_model(name) => Some(name.as_str()),
@@ -31,7 +33,7 @@ pub(super) fn write(
     let outcome = report.outcome.unwrap_or(Outcome::Broken);
     let done = Done {
         id: &context.id,
-        client: client.map(|client| client as &dyn Display),
+        client: Some(&client),
         method: head.method.as_str(),
         path: head.uri.path(),
         model,
@@ -49,7 +51,7 @@ pub(super) fn write(
         sent: report.bytes_sent,
         error: error.map(|error| error as &dyn Display),
         admin: request.admin,
-        logged: context.settings.logs_requests && !request.admin,
+        logged: settings.logs_requests && !request.admin,
     };
     shared.observer.request_done(&done);
     if let Some(trace) = &context.trace {

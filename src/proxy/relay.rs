@@ -7,6 +7,8 @@
 
 mod pipeline;
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -26,7 +28,9 @@ use super::request_report::{RequestReport, report_failure};
 use super::route_edits::RouteEdits;
 use super::watch::RequestWatch;
 use crate::fleet::{Outcome, UpstreamSignal};
-use crate::names::{X_ATTEMPTS, X_FORECAST, X_HIT, X_REASON, X_REQUEST_ID, X_SHOULD_RETRY, X_UPSTREAM};
+use crate::names::{
+    X_ATTEMPTS, X_BALANCER, X_FORECAST, X_HIT, X_REASON, X_REQUEST_ID, X_SHOULD_RETRY, X_UPSTREAM,
+};
 use crate::reject::broken_stream;
 use crate::reply::ending::error_events;
 use crate::retry::{AttemptFailure, EndReason, is_refusal};
@@ -126,6 +130,7 @@ fn add_own_fields(
         head.insert_header(X_SHOULD_RETRY, "false")?;
     }
     if scope.settings.expose {
+        head.insert_header(X_BALANCER, scope.shared.name.clone())?;
         head.insert_header(X_UPSTREAM, placement.upstream().name())?;
         head.insert_header(X_ATTEMPTS, attempts)?;
         head.insert_header(X_REASON, placement.reason)?;
@@ -197,7 +202,10 @@ pub(super) async fn relay(
     watch.record_sent();
     let usage = answer.pipeline.usage();
     if let Some(usage) = &usage {
-        placement.correct(scope, request, usage);
+        let (pipeline, is_whole) = (&answer.pipeline, matches!(end, Ok(AnswerEnd::Whole)));
+        let is_whole = is_whole && pipeline.failure().is_none();
+        let cached = placement.upstream().cached_tokens(usage, pipeline.cached_tokens_field(), is_whole);
+        placement.correct(scope, request, usage, cached);
     }
     report.usage = usage;
     match end? {
@@ -266,12 +274,13 @@ async fn carry_body(
     );
     let bodiless = answer.over && answer.first.is_empty();
     wait_until_stored(scope, request).await;
-    client.write_head(head, &answer.first, bodiless).await.map_err(RequestEnd::Disconnected)?;
+    let written = write_beginning(client, head, &answer.first, bodiless).await;
+    let stalled = written.map_err(RequestEnd::Disconnected)?;
     answer.first = Bytes::new();
     if answer.pipeline.is_stream() && request.body.is_complete() {
         client.forget_fields();
     }
-    watch.record_forwarded();
+    watch.record_forwarded(stalled);
     let PreparedAnswer { connection, pipeline, over, .. } = answer;
     let room = connection.outgoing().clone();
     while !*over {
@@ -317,6 +326,27 @@ async fn carry_body(
     }
     client.finish().await.map_err(RequestEnd::Disconnected)?;
     Ok(AnswerEnd::Whole)
+}
+
+/// Writes the head and the beginning of an answer. Returns since when the client did not take what was left
+/// of them, if it had to be awaited.
+async fn write_beginning(
+    client: &mut Client<'_>,
+    head: ResponseHeader,
+    first: &[u8],
+    end: bool,
+) -> Result<Option<tokio::time::Instant>> {
+    let mut stalled = None;
+    let mut write = pin!(client.write_head(head, first, end));
+    let written = poll_fn(|cx| {
+        let polled = write.as_mut().poll(cx);
+        if polled.is_pending() {
+            stalled.get_or_insert_with(tokio::time::Instant::now);
+        }
+        polled
+    });
+    written.await?;
+    Ok(stalled)
 }
 
 /// The outcome of a complete answer. A stream may report an error after a head of success.

@@ -195,6 +195,7 @@ impl ClientRequest {
             names: self.upstream_names(),
             has_aliases: !settings.peeker.routes.is_empty(),
             slo: self.slo.filter(|_| settings.slo == SloRule::Queue),
+            even_full: false,
         }
     }
 

@@ -7,8 +7,8 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::date::get_cached_date;
 
 use super::client::Client;
-use super::request::ClientRequest;
-use crate::names::{PRODUCT, X_REQUEST_ID};
+use super::request::{ClientRequest, RequestScope};
+use crate::names::{PRODUCT, X_BALANCER, X_REQUEST_ID};
 use crate::reject::{ErrorShape, Reject};
 
 /// A reject as an answer, in the form that the route's clients expect.
@@ -35,8 +35,8 @@ pub(super) fn json(headers: &mut HeaderMap) {
 
 /// Sends `answer` with the response headers of its route; `close` adds `connection: close`.
 pub(super) async fn send(
+    scope: &RequestScope<'_>,
     client: &mut Client<'_>,
-    id: &str,
     request: &ClientRequest,
     answer: Response<Bytes>,
     close: bool,
@@ -45,15 +45,18 @@ pub(super) async fn send(
         client.close_after();
     }
     let (parts, body) = answer.into_parts();
-    let mut head = ResponseHeader::build(parts.status, Some(parts.headers.len() + 4))?;
+    let mut head = ResponseHeader::build(parts.status, Some(parts.headers.len() + 5))?;
     head.insert_header(header::DATE, get_cached_date())?;
     head.insert_header(header::SERVER, PRODUCT)?;
     // The length would be that of the answer that the client has.
     if parts.status != StatusCode::NOT_MODIFIED {
         head.insert_header(header::CONTENT_LENGTH, body.len())?;
     }
-    if let Ok(id) = HeaderValue::try_from(id) {
+    if let Ok(id) = HeaderValue::try_from(scope.id) {
         head.insert_header(X_REQUEST_ID, id)?;
+    }
+    if scope.settings.expose && !request.admin {
+        head.insert_header(X_BALANCER, scope.shared.name.clone())?;
     }
     for (name, value) in &parts.headers {
         head.append_header(name.clone(), value)?;

@@ -5,15 +5,15 @@
 //! ended instead of after a fixed sleep. So are the loops over the requests of a connection, for their
 //! deadlines and limits.
 
-pub mod certificate;
-pub mod connection_limit;
+pub(crate) mod certificate;
+pub(crate) mod connection_limit;
 mod connection_server;
 mod head;
 mod http1;
 mod http2;
 mod listener;
 mod resets;
-pub mod shutdown;
+pub(crate) mod shutdown;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,10 +27,10 @@ use tokio::time::timeout;
 use super::wire::{ClientWire, Transport};
 use certificate::ListenerCertificate;
 use connection_limit::{ConnectionLimiter, ConnectionPermit};
-pub use connection_server::{SharedServer, shared_server};
+pub(crate) use connection_server::{SharedServer, shared_server};
 use head::{HeadReader, IncomingRequest};
 use listener::AcceptedSocket;
-pub use listener::Listener;
+pub(crate) use listener::Listener;
 use shutdown::{Shutdown, ShutdownPhase};
 
 /// How long a new connection may take to send its first bytes once the listener closes.
@@ -42,7 +42,7 @@ const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Serves `listener` until the shutdown begins, then waits for requests in flight; at `ShutdownPhase::Cut`
 /// the remaining ones are dropped. Returns the number of connections that were cut. At the connection limit
 /// one accepted connection waits for its permit, and further ones wait in the kernel's backlog.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: Listener,
     server: SharedServer,
     limiter: Arc<ConnectionLimiter>,

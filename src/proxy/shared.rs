@@ -22,7 +22,7 @@ use crate::state::redis::SiblingExchange;
 use crate::traces::Traces;
 
 /// The state that all listeners share.
-pub struct ProxyShared {
+pub(crate) struct ProxyShared {
     pub(super) fleet: Arc<Fleet>,
     pub(super) state: Arc<State>,
     /// Looks up what siblings have published; `None` without Redis.
@@ -37,19 +37,23 @@ pub struct ProxyShared {
     pub(super) random: RandomSource,
     /// This balancer's entry in `via`, by which it detects a request that loops back.
     pub(super) mark: HeaderValue,
+    /// This balancer's name for clients, with `expose`.
+    pub(super) name: HeaderValue,
     pub(super) budget: RetryBudget,
     pub(super) shutdown: Arc<Shutdown>,
     pub(super) observer: Observer,
 }
 
 impl ProxyShared {
-    pub fn new(
+    /// `name`: what answers call this balancer, with `expose`.
+    pub(crate) fn new(
         config: &Config,
         fleet: Arc<Fleet>,
         state: Arc<State>,
         exchange: Option<Arc<SiblingExchange>>,
         traces: Arc<Traces>,
         observer: Observer,
+        name: &str,
     ) -> Arc<Self> {
         let memory = PeekMemory::new(config.peek.memory, observer.clone());
         let random = RandomSource::new();
@@ -65,6 +69,7 @@ impl ProxyShared {
             searches: ResponseSearches::default(),
             pages: CachedPages::default(),
             mark: random.mark(),
+            name: shown_name(name),
             random,
             budget: RetryBudget::new(),
             shutdown: Arc::default(),
@@ -73,26 +78,49 @@ impl ProxyShared {
     }
 
     /// The progress of the shutdown, which the assembly advances.
-    pub fn shutdown(&self) -> &Arc<Shutdown> {
+    pub(crate) fn shutdown(&self) -> &Arc<Shutdown> {
         &self.shutdown
     }
 
     /// The export of spans, which the assembly stops.
-    pub fn spans(&self) -> &Arc<SpanExporter> {
+    pub(crate) fn spans(&self) -> &Arc<SpanExporter> {
         &self.spans
     }
 
-    pub fn observer(&self) -> &Observer {
+    pub(crate) fn observer(&self) -> &Observer {
         &self.observer
     }
 
     /// Applies `config` to requests that begin from now on.
-    pub fn reload(&self, config: &Config) {
+    pub(crate) fn reload(&self, config: &Config) {
         self.memory.set_limit(config.peek.memory);
         self.state.set_ttl(config.sessions.ttl);
         self.traces.reload(&config.traces);
         self.spans.reload(&config.otlp);
         let (fleet, memory) = (self.fleet.clone(), self.memory.clone());
         self.settings.store(ProxySettings::new(config, fleet, memory, self.state.blocks()));
+    }
+}
+
+/// A name as the value of a field, without the characters that no field can have.
+fn shown_name(name: &str) -> HeaderValue {
+    let name: String = name.chars().filter(|character| !character.is_control()).collect();
+    HeaderValue::try_from(name).expect("a text without control characters is a field's value")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown_name;
+
+    #[test]
+    fn a_name_is_a_field_whatever_the_host_is_called() {
+        for (name, wanted) in [
+            ("lb-0@0.0.0.0:8000,unix:/run/a b.sock", "lb-0@0.0.0.0:8000,unix:/run/a b.sock"),
+            ("l\r\nb\u{0}\u{7f}\t@[::]:8000", "lb@[::]:8000"),
+            ("é@a:1", "é@a:1"),
+            ("", ""),
+        ] {
+            assert_eq!(shown_name(name).as_bytes(), wanted.as_bytes(), "{name:?}");
+        }
     }
 }

@@ -240,10 +240,12 @@ impl RequestWatch {
         self.phases.accepted = self.since_begun(since).into();
     }
 
-    /// The head and the beginning of the answer have gone to the client.
-    pub(super) fn record_forwarded(&mut self) {
+    /// The head and the beginning of the answer have gone to the client. `stalled`: since when the client did
+    /// not take the rest of them, if it had to be awaited.
+    pub(super) fn record_forwarded(&mut self, stalled: Option<Instant>) {
         self.record_answer_piece();
-        self.phases.forwarded = self.last_piece().unwrap_or_default().into();
+        let forwarded = stalled.map(|since| self.since_begun(since)).or(self.last_piece());
+        self.phases.forwarded = forwarded.unwrap_or_default().into();
     }
 
     /// A piece came after the beginning of the answer; `is_event`: it is of a stream, and not its end.

@@ -6,11 +6,11 @@
 
 use serde_json::{Value, json};
 
-pub use crate::sse::StreamTail;
+pub(crate) use crate::sse::StreamTail;
 
 /// The form of a stream's events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorEventForm {
+pub(crate) enum ErrorEventForm {
     /// Chat, completions and the like: `data` lines, `[DONE]` last.
     Data,
     /// Responses: named events with a sequence number.
@@ -21,7 +21,7 @@ pub enum ErrorEventForm {
 
 /// The last events of a stream of `form`. `apart`: the stream may have been cut in the middle of an event, so
 /// that the end of that event is written first.
-pub fn error_events(form: ErrorEventForm, message: &str, code: u16, apart: bool) -> String {
+pub(crate) fn error_events(form: ErrorEventForm, message: &str, code: u16, apart: bool) -> String {
     let start = if apart { "\n\n" } else { "" };
     let error = error_of(message, code);
     match form {
@@ -35,14 +35,14 @@ pub fn error_events(form: ErrorEventForm, message: &str, code: u16, apart: bool)
 }
 
 /// An error in the form of vLLM's.
-pub fn error_of(message: &str, code: u16) -> Value {
+pub(crate) fn error_of(message: &str, code: u16) -> Value {
     let kind = if code == 504 { "Gateway Timeout" } else { "InternalServerError" };
     json!({"message": message, "type": kind, "param": Value::Null, "code": code})
 }
 
 /// The last event of a Responses stream, from an error in the form of vLLM's. `number`: its sequence number,
 /// known only if every event was read; libraries ignore it here.
-pub fn response_error(error: Value, number: Option<u64>) -> String {
+pub(crate) fn response_error(error: Value, number: Option<u64>) -> String {
     // The nested error is what makes OpenAI's libraries raise at once.
     let mut event = json!({
         "type": "error",

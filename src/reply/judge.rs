@@ -29,7 +29,7 @@ const ENGINE_DEAD: &[u8] =
 
 /// The verdict on the beginning of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnswerVerdict {
+pub(crate) enum AnswerVerdict {
     /// Too little of the answer has arrived.
     Wait,
     /// The answer goes to the client.
@@ -47,7 +47,7 @@ pub enum AnswerVerdict {
 
 /// Examines one answer until it has a verdict.
 #[derive(Debug)]
-pub struct AnswerJudge {
+pub(crate) struct AnswerJudge {
     kind: JudgedAnswer,
     /// The number of bytes of the body that were examined.
     seen_bytes: usize,
@@ -81,7 +81,7 @@ enum EventName {
 }
 
 impl AnswerJudge {
-    pub fn new(status: u16, content_type: Option<&str>, length: Option<u64>) -> Self {
+    pub(crate) fn new(status: u16, content_type: Option<&str>, length: Option<u64>) -> Self {
         let media = media_type(content_type);
         let kind = match (status, media) {
             (500, _) => JudgedAnswer::Error(Vec::new()),
@@ -100,7 +100,7 @@ impl AnswerJudge {
     }
 
     /// Examines the next piece of the body; `end`: it is the last.
-    pub fn feed(&mut self, piece: &[u8], end: bool) -> AnswerVerdict {
+    pub(crate) fn feed(&mut self, piece: &[u8], end: bool) -> AnswerVerdict {
         let room = MAX_SEEN_BYTES - self.seen_bytes;
         let new = &piece[..piece.len().min(room)];
         self.seen_bytes += new.len();

@@ -47,6 +47,15 @@ pub struct Usage {
     pub reasoning_tokens: Option<u64>,
 }
 
+/// The field in which an answer reports cached tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CachedTokensField {
+    /// `prompt_tokens_details.cached_tokens`.
+    PromptDetails,
+    /// `cache_read_input_tokens`.
+    CacheRead,
+}
+
 /// Reads the usage, the id and the failure of one answer.
 #[derive(Debug)]
 pub struct UsageMeter {
@@ -144,6 +153,17 @@ impl UsageMeter {
             cached_tokens: counts.cached.or(counts.cache_read),
             output_tokens: counts.output,
             reasoning_tokens: counts.reasoning,
+        }
+    }
+
+    /// The field in which the answer reports cached tokens, or would; `None` for answers without a prompt in
+    /// their usage, and for Responses, which always report them.
+    pub fn cached_tokens_field(&self) -> Option<CachedTokensField> {
+        let counts = &self.found.counts;
+        match (counts.prompt, counts.input, counts.cached) {
+            (Some(_), ..) => Some(CachedTokensField::PromptDetails),
+            (None, Some(_), None) => Some(CachedTokensField::CacheRead),
+            _ => None,
         }
     }
 

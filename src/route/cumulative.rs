@@ -25,7 +25,7 @@ mod recorded;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{CompletionAnswer, CompletionFault};
-pub use chat::{ChatTurn, MAX_CHAT_BYTES, TokenForm, memory_needed};
-pub use fallback::FallbackReason;
-pub use recorded::{Continuation, RecordedChat, RecordedReply, RecordedTurn, parse_tokens};
+pub(crate) use answer::CompletionAnswer;
+pub(crate) use chat::{ChatTurn, TokenForm, memory_needed};
+pub(crate) use fallback::FallbackReason;
+pub(crate) use recorded::{RecordedChat, RecordedReply, RecordedTurn, parse_tokens};

@@ -30,7 +30,7 @@ const INVALID_JSON_KIND: &[u8] = b"json_invalid'";
 
 /// Edits one refusal on its way to the client.
 #[derive(Debug)]
-pub struct RefusalEditor {
+pub(crate) struct RefusalEditor {
     /// The engine's phrase for the number of fields sent, and the phrase for those of the client.
     names: [Vec<u8>; 2],
     /// The span of the inserted field, if the body is broken after it.
@@ -72,40 +72,40 @@ impl<'de> Visitor<'de> for FieldCounter {
 }
 
 /// The number of fields of a body, if it is a valid object with fewer fields than the limit.
-pub fn fields_if_sound(body: &[u8]) -> Option<usize> {
+pub(crate) fn fields_if_sound(body: &[u8]) -> Option<usize> {
     serde_json::from_slice::<FieldCount>(body).ok().map(|fields| fields.0)
 }
 
 /// The number of fields of a body; `None` for a body that cannot be parsed.
-pub fn fields(body: &[u8]) -> Option<usize> {
+pub(crate) fn fields(body: &[u8]) -> Option<usize> {
     let object = json::document(body)?;
     Some(object.members.iter().map(|member| &member.key).collect::<HashSet<_>>().len())
 }
 
 impl RefusalEditor {
     /// Creates the editor for a body with `fields` fields of the client and one inserted field.
-    pub fn new(fields: usize) -> Self {
+    pub(crate) fn new(fields: usize) -> Self {
         RefusalEditor::with_added(fields, 1)
     }
 
     /// Creates the editor for a body with `fields` fields of the client and `added` inserted ones.
-    pub fn with_added(fields: usize, added: usize) -> Self {
+    pub(crate) fn with_added(fields: usize, added: usize) -> Self {
         let names = [fields + added, fields].map(|count| format!("<dict of {count} items>").into_bytes());
         RefusalEditor { names, first: None, held: Vec::new(), is_long: false }
     }
 
     /// Corrects offsets, too: the body is broken, and the inserted field is at this span before the client's.
-    pub fn broken_behind(self, field: Range<usize>) -> Self {
+    pub(crate) fn broken_behind(self, field: Range<usize>) -> Self {
         RefusalEditor { first: Some(field), ..self }
     }
 
     /// Whether the refusal keeps its length.
-    pub fn keeps_length(&self) -> bool {
+    pub(crate) fn keeps_length(&self) -> bool {
         self.names[0].len() == self.names[1].len() && self.first.is_none()
     }
 
     /// Edits the next piece and returns the bytes that can be forwarded; `end`: it is the last.
-    pub fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
+    pub(crate) fn feed(&mut self, piece: &[u8], end: bool) -> Vec<u8> {
         if self.is_long {
             return piece.to_vec();
         }

@@ -206,4 +206,4 @@ impl<'a, V: UpstreamView> Resolver<'a, V> {
 }
 
 #[cfg(test)]
-pub mod tests;
+pub(crate) mod tests;

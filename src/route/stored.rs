@@ -20,7 +20,7 @@
 //!
 //! Never: choose an upstream, read the set of upstreams.
 
-pub mod location;
+pub(crate) mod location;
 
 use std::ops::Range;
 
@@ -37,21 +37,21 @@ const MODEL_DIGITS: Range<usize> = 14..19;
 const ID_LENGTH: usize = 37;
 
 /// Random bytes in an id.
-pub const SECRET_BYTES: usize = 9;
+pub(crate) const SECRET_BYTES: usize = 9;
 
 /// The longest id that is searched for.
 const MAX_ID_BYTES: usize = 256;
 
 /// The upstream and the model that an id of the balancer carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResponseIdTag {
+pub(crate) struct ResponseIdTag {
     upstream: u64,
     name: u64,
 }
 
 /// The id of a response to be stored, without the part that depends on the upstream.
 #[derive(Clone, Debug)]
-pub struct ResponseIdStamp {
+pub(crate) struct ResponseIdStamp {
     name: u64,
     secret: [u8; SECRET_BYTES],
     /// The offset of the insertion in the body.
@@ -59,7 +59,7 @@ pub struct ResponseIdStamp {
 }
 
 /// Whether a text can be the id of a response: it becomes part of a path, unescaped, and of a key.
-pub fn is_id(id: &str) -> bool {
+pub(crate) fn is_id(id: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@".contains(&byte);
     (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(plain) && !id.starts_with('.')
 }
@@ -73,12 +73,12 @@ fn of_upstream(name: &str) -> u64 {
 }
 
 /// The number of a client's name for the model; 0 stands for no name only.
-pub fn number(name: Option<&str>) -> u64 {
+pub(crate) fn number(name: Option<&str>) -> u64 {
     name.map_or(0, |name| (hash(name) >> 44).max(1))
 }
 
 /// The name with this number.
-pub fn name_of<'n>(wanted: u64, mut names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+pub(crate) fn name_of<'n>(wanted: u64, mut names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     names.find(|name| number(Some(name)) == wanted)
 }
 
@@ -86,7 +86,7 @@ pub fn name_of<'n>(wanted: u64, mut names: impl Iterator<Item = &'n str>) -> Opt
 
 impl ResponseIdTag {
     /// Parses an id; `None` for an id of another form.
-    pub fn read(id: &str) -> Option<Self> {
+    pub(crate) fn read(id: &str) -> Option<Self> {
         let digits = id.strip_prefix(ID_PREFIX)?;
         let ours =
             id.len() == ID_LENGTH && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
@@ -96,12 +96,12 @@ impl ResponseIdTag {
     }
 
     /// Whether the response is at the upstream of this name.
-    pub fn is_at(self, upstream: &str) -> bool {
+    pub(crate) fn is_at(self, upstream: &str) -> bool {
         self.upstream == of_upstream(upstream)
     }
 
     /// The number of the client's name for the model.
-    pub fn name(self) -> u64 {
+    pub(crate) fn name(self) -> u64 {
         self.name
     }
 }
@@ -111,7 +111,7 @@ impl ResponseIdTag {
 impl ResponseIdStamp {
     /// Creates the stamp of a body with this beginning and without an id; `name` is the model's `number`.
     /// `None` for a body other than an object, or with too few bytes to read past its brace.
-    pub fn new(body: &[u8], name: u64, secret: [u8; SECRET_BYTES]) -> Option<Self> {
+    pub(crate) fn new(body: &[u8], name: u64, secret: [u8; SECRET_BYTES]) -> Option<Self> {
         let brace = skip_space(body, 0);
         let next = skip_space(body, brace + 1);
         let fits = body.get(brace) == Some(&b'{') && body.get(next) == Some(&b'"');
@@ -119,23 +119,23 @@ impl ResponseIdStamp {
     }
 
     /// The id at this upstream.
-    pub fn id(&self, upstream: &str) -> String {
+    pub(crate) fn id(&self, upstream: &str) -> String {
         let secret = self.secret.iter().fold(0, |all, byte| all << 8 | u128::from(*byte));
         format!("{ID_PREFIX}{:09x}{:05x}{secret:018x}", of_upstream(upstream), self.name)
     }
 
     /// The length of the insertion, in bytes.
-    pub fn length() -> usize {
+    pub(crate) fn length() -> usize {
         r#""request_id":"","#.len() + ID_LENGTH
     }
 
     /// The span of the insertion in the body that is sent.
-    pub fn span(&self) -> Range<usize> {
+    pub(crate) fn span(&self) -> Range<usize> {
         self.at..self.at + ResponseIdStamp::length()
     }
 
     /// The insertion for this upstream: its offset and its text.
-    pub fn insertion(&self, upstream: &str) -> (usize, String) {
+    pub(crate) fn insertion(&self, upstream: &str) -> (usize, String) {
         (self.at, format!(r#""request_id":"{}","#, self.id(upstream)))
     }
 }

@@ -13,7 +13,7 @@ pub enum MissingTokens {
 
 /// The token fields that an answer, or a stream so far, has.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct SeenTokens {
+pub(crate) struct SeenTokens {
     pub prompt: bool,
     pub ids: bool,
     pub logprobs: bool,
@@ -21,7 +21,7 @@ pub struct SeenTokens {
 
 impl SeenTokens {
     /// The fields that a non-empty answer lacks.
-    pub fn missing(self) -> Option<MissingTokens> {
+    pub(crate) fn missing(self) -> Option<MissingTokens> {
         let lacks = [
             (self.ids, MissingTokens::AnswerIds),
             (self.prompt, MissingTokens::PromptIds),
@@ -31,7 +31,7 @@ impl SeenTokens {
     }
 
     /// Combines the fields of two pieces of an answer.
-    pub fn and(self, more: Self) -> Self {
+    pub(crate) fn and(self, more: Self) -> Self {
         SeenTokens {
             prompt: self.prompt || more.prompt,
             ids: self.ids || more.ids,

@@ -25,6 +25,7 @@ mod encoding;
 mod fingerprint;
 mod outbox;
 mod probe_report;
+mod recent_messages;
 pub mod served;
 mod siblings;
 mod totals;
@@ -41,6 +42,7 @@ pub use chain_requests::{ChainRequests, WaitingRequest};
 pub use fingerprint::{ChainAdmission, FingerprintFilter, fingerprint};
 pub use outbox::{Outbox, OutboxEvent};
 pub use probe_report::{EngineFinding, MAX_CARDS_BYTES, ProbeFinding, UpstreamReport};
+pub use recent_messages::RecentMessages;
 pub use siblings::{SiblingRow, SiblingTable};
 
 /// The version of the encoding.

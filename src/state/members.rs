@@ -7,11 +7,12 @@
 //! A record that changes nothing any more, or only removes its upstream, expires after `RECORD_TTL`. Its
 //! name and revision are remembered, so that no older state brings it back.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::config::member::MemberRecord;
+use crate::config::member::{MemberRecord, entry_hash};
+use crate::config::types::UpstreamConfig;
 
 /// The largest number of names: a hash with foreign writers must not exhaust the memory.
 pub const MAX_MEMBERS: usize = 10_000;
@@ -23,13 +24,18 @@ pub const RECORD_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 /// would write it again before.
 const DELETE_DELAY: Duration = Duration::from_secs(3600);
 
+/// The largest revision; a greater one counts as none. Not measured by the own clock: the clocks of two
+/// balancers may differ by any time, and both must agree on which change is newer.
+const MAX_REVISION: u64 = u64::MAX / 2;
+
 /// The interval between two searches for expired records.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(600);
 
 /// The members as this balancer knows them.
-#[derive(Default)]
 pub struct Members {
     state: Mutex<MembersState>,
+    /// When this process began, by the clock of revisions.
+    began: u64,
 }
 
 /// The record of one upstream, and its revision.
@@ -50,6 +56,17 @@ pub struct UnwrittenMembers {
     pub expired: Vec<String>,
 }
 
+/// The shared list as it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListedMembers {
+    /// The names with their texts.
+    pub records: Vec<(String, String)>,
+    /// The number of names in the list.
+    pub count: usize,
+    /// All names were read.
+    pub is_whole: bool,
+}
+
 /// The result of a read of the shared list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MergedMembers {
@@ -58,6 +75,9 @@ pub struct MergedMembers {
     /// The list has more than `MAX_MEMBERS` names, and had not before.
     pub is_overfull: bool,
 }
+
+/// The entries of the file of this balancer: the hash of each by the name of its upstream.
+pub type FileEntries = BTreeMap<String, u64>;
 
 #[derive(Default)]
 struct MembersState {
@@ -74,6 +94,8 @@ struct MembersState {
     overfull: bool,
     /// The mark at the last read of the list.
     mark: Option<String>,
+    /// The entries of the file, and how often they were set.
+    entries: (Arc<FileEntries>, u64),
 }
 
 /// The clock of revisions: milliseconds since the epoch.
@@ -104,6 +126,12 @@ impl MemberText {
         }
     }
 
+    /// Whether the record is written again where the shared list has lost it. A text without a revision is
+    /// not of a balancer: where it is deleted, it stays deleted.
+    fn is_restorable(&self) -> bool {
+        self.revision > 0
+    }
+
     /// Returns how long ago the record was written; a record without a revision has no age.
     fn age(&self, now: u64) -> u64 {
         if self.revision == 0 { 0 } else { now.saturating_sub(self.revision) }
@@ -117,6 +145,12 @@ impl MemberText {
 }
 
 // === impl Members ===
+
+impl Default for Members {
+    fn default() -> Self {
+        Members { state: Mutex::default(), began: clock() }
+    }
+}
 
 impl Members {
     fn state(&self) -> MutexGuard<'_, MembersState> {
@@ -138,6 +172,38 @@ impl Members {
         state.all.insert(name.into(), MemberText { revision, text });
         state.unwritten.insert(name.into());
         true
+    }
+
+    /// Sets the entries of the file, after the changes that end with it.
+    pub fn set_entries(&self, upstreams: &[UpstreamConfig]) {
+        let entries = upstreams.iter().map(|upstream| (upstream.name.clone(), entry_hash(upstream)));
+        let entries = Arc::new(entries.collect());
+        let mut state = self.state();
+        state.entries = (entries, state.entries.1 + 1);
+    }
+
+    /// Returns the entries of the file, and how often they were set.
+    pub fn entries(&self) -> (Arc<FileEntries>, u64) {
+        self.state().entries.clone()
+    }
+
+    /// Ends the changes of the upstreams whose entries have changed since the file that this balancer had
+    /// before, as a reload does. Changes that were made since this process began stay: the comparison may
+    /// come late. Returns whether any ended.
+    pub fn end_outdated(&self, before: &FileEntries) -> bool {
+        let (now, _) = self.entries();
+        let mut ended = false;
+        for (name, entry) in &*now {
+            let is_changed = before.get(name).is_some_and(|before| before != entry);
+            let text = is_changed.then(|| self.state().all.get(name).cloned()).flatten();
+            let text = text.filter(|text| text.revision <= self.began);
+            let record = text.and_then(|text| MemberRecord::read(&text.text).ok());
+            if record.is_some_and(|record| !record.changes_nothing() && !record.outlasts(*entry)) {
+                // The name has a record, so there is room.
+                ended |= self.put(name, MemberRecord::default().write());
+            }
+        }
+        ended
     }
 
     /// Writes an unchanged record again when it would expire soon: its upstream is still configured.
@@ -209,7 +275,8 @@ impl Members {
     pub fn unwritten(&self, lost: bool) -> UnwrittenMembers {
         let state = self.state();
         let text = |name: &String| Some((name.clone(), state.all.get(name)?.clone()));
-        let lost = if lost { state.all.clone() } else { HashMap::new() };
+        let mut lost = if lost { state.all.clone() } else { HashMap::new() };
+        lost.retain(|_, text| text.is_restorable());
         UnwrittenMembers {
             changed: state.unwritten.iter().filter_map(text).collect(),
             lost,
@@ -222,7 +289,7 @@ impl Members {
     pub fn merge(
         &self,
         mark: Option<String>,
-        pairs: Vec<(String, String)>,
+        list: ListedMembers,
         written: &UnwrittenMembers,
     ) -> MergedMembers {
         let mut state = self.state();
@@ -232,9 +299,15 @@ impl Members {
         }
         state.mark = mark;
         state.undeleted.retain(|name| !written.expired.contains(name));
-        let overfull = pairs.len() > MAX_MEMBERS;
+        let overfull = list.count > MAX_MEMBERS;
         let was_overfull = std::mem::replace(&mut state.overfull, overfull);
-        let read = state.read(pairs, clock());
+        let mut read = state.read(list.records, clock());
+        if !list.is_whole {
+            // The known names that were not read are not lost.
+            for (name, text) in &state.all {
+                read.entry(name.clone()).or_insert_with(|| text.clone());
+            }
+        }
         MergedMembers { changed: state.merge(read, &written.changed), is_overfull: overfull && !was_overfull }
     }
 }
@@ -253,7 +326,11 @@ impl MembersState {
         self.expire(now);
         let mut read = HashMap::new();
         for (name, text) in pairs {
-            let text = MemberText::read(text);
+            let mut text = MemberText::read(text);
+            if text.revision > MAX_REVISION {
+                // No balancer wrote it, and no change would be newer for long.
+                text.revision = 0;
+            }
             let is_over = self.expired.get(&name).is_some_and(|expired| text.revision <= *expired);
             if is_over || text.is_expired(now) {
                 self.mark_expired(name, &text, now);
@@ -273,8 +350,9 @@ impl MembersState {
         let MembersState { all, unwritten, .. } = self;
         unwritten.retain(|name| all.get(name) != written.get(name));
         // Only expired names are removed: a missing one was lost with an older state of Redis.
-        let is_older = |(name, known): &(&String, &MemberText)| {
-            read.get(*name).is_none_or(|read| read.revision < known.revision)
+        let is_older = |(name, known): &(&String, &MemberText)| match read.get(*name) {
+            Some(read) => read.revision < known.revision,
+            None => known.is_restorable(),
         };
         unwritten.extend(all.iter().filter(is_older).map(|(name, _)| name.clone()));
         for name in unwritten.iter() {
@@ -312,92 +390,4 @@ impl MembersState {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const REMOVED: &str = r#"{"removed": true}"#;
-    const DRAINED: &str = r#"{"drain": true}"#;
-
-    fn days_ago(days: u64) -> u64 {
-        clock() - millis(Duration::from_secs(days * 24 * 3600))
-    }
-
-    fn pair(name: &str, revision: u64, text: &str) -> (String, String) {
-        (name.into(), MemberText { revision, text: text.into() }.write())
-    }
-
-    fn merge(members: &Members, pairs: &[(String, String)]) -> MergedMembers {
-        members.merge(Some("mark".into()), pairs.to_vec(), &UnwrittenMembers::default())
-    }
-
-    fn names(members: &Members) -> Vec<String> {
-        let mut names: Vec<String> = members.all().into_keys().collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn expires_removals_after_seven_days_and_no_other_change() {
-        let members = Members::default();
-        let list = [
-            pair("removed", days_ago(8), REMOVED),
-            pair("cleared", days_ago(8), "{}"),
-            pair("drained", days_ago(800), DRAINED),
-            pair("recent", days_ago(6), REMOVED),
-            pair("unreadable", days_ago(8), "added"),
-        ];
-        assert!(merge(&members, &list).changed);
-        assert_eq!(names(&members), ["drained", "recent", "unreadable"]);
-        let mut deleted = members.unwritten(false).expired;
-        deleted.sort();
-        assert_eq!(deleted, ["cleared", "removed"]);
-        // Deleted once, also where the list is read again.
-        let written = members.unwritten(false);
-        members.merge(Some("mark".into()), list[2..].to_vec(), &written);
-        assert!(!members.has_unwritten());
-    }
-
-    #[test]
-    fn an_older_state_does_not_bring_an_expired_name_back() {
-        let members = Members::default();
-        merge(&members, &[pair("a", days_ago(8), REMOVED)]);
-        assert!(!merge(&members, &[pair("a", days_ago(30), DRAINED)]).changed);
-        assert_eq!((names(&members).len(), members.unwritten(false).expired), (0, vec!["a".to_string()]));
-        assert!(members.put("a", DRAINED.into()), "a new change of the name counts");
-        assert_eq!(names(&members), ["a"]);
-        assert!(members.unwritten(false).expired.is_empty());
-    }
-
-    #[test]
-    fn keeps_the_removal_of_a_configured_upstream() {
-        let members = Members::default();
-        merge(&members, &[pair("a", days_ago(5), REMOVED), pair("b", days_ago(1), REMOVED)]);
-        assert!(members.refresh("a") && !members.refresh("b") && !members.refresh("c"));
-        let written = members.unwritten(false).changed;
-        assert_eq!(written.keys().collect::<Vec<_>>(), ["a"]);
-        assert!(written["a"].revision > days_ago(1));
-    }
-
-    #[test]
-    fn rejects_names_beyond_the_limit_and_reports_a_longer_list_once() {
-        let members = Members::default();
-        for number in 0..MAX_MEMBERS {
-            assert!(members.put(&format!("{number}"), DRAINED.into()));
-        }
-        assert!(!members.put("more", DRAINED.into()) && !members.has_room(["more"]));
-        assert!(members.put("7", REMOVED.into()), "a known name has room");
-        let list: Vec<_> = (0..=MAX_MEMBERS).map(|number| pair(&format!("{number}"), 1, DRAINED)).collect();
-        let full = |list: &[(String, String)]| merge(&members, list).is_overfull;
-        assert_eq!([full(&list), full(&list), full(&list[1..]), full(&list)], [true, false, false, true]);
-    }
-
-    #[test]
-    fn adopts_newer_records_of_another_process() {
-        let members = Members::default();
-        let text = |revision, text: &str| MemberText { revision, text: text.into() };
-        members.adopt("a", text(days_ago(1), DRAINED));
-        members.adopt("a", text(days_ago(2), REMOVED));
-        members.adopt("b", text(days_ago(8), REMOVED));
-        assert_eq!(members.all(), HashMap::from([("a".to_string(), DRAINED.to_string())]));
-    }
-}
+mod tests;

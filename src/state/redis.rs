@@ -9,8 +9,9 @@
 //! chains    the prompts that upstreams were sent                   the same; chains:N for several streams
 //! s: and r: bindings by key: upstream and number                   SET EX, GET
 //! stored    the keys of these bindings, oldest first               XADD, XRANGE, UNLINK
-//! members   upstreams that were changed at run time                HSET, HGETALL
+//! members   upstreams that were changed at run time                HSET, HLEN, HSCAN
 //! mark      changes with every change of members                   SET, GET
+//! file:     the entries of each balancer's file                    SET EX, GET
 //! ```
 //!
 //! Sessions are published in the stream only: no request waits for one, and a balancer that starts reads the
@@ -25,9 +26,11 @@ mod chain_subscriber;
 mod clock;
 mod connect;
 mod failure;
-pub mod inspect;
+mod file_entries;
+pub(crate) mod inspect;
 mod members;
 mod publisher;
+mod repair;
 mod reply;
 mod served;
 pub mod stored_binding;
@@ -36,6 +39,7 @@ mod streams;
 mod subscriber;
 mod tail;
 mod taken_events;
+mod tls;
 mod trimming;
 mod work_slice;
 
@@ -51,7 +55,8 @@ use tokio::sync::{Notify, watch};
 
 use super::exchange::served::name_hash;
 use super::exchange::{
-    Binding, ChainRequests, ExchangeMemory, FingerprintFilter, Outbox, SiblingRow, SiblingTable,
+    Binding, ChainRequests, ExchangeMemory, FingerprintFilter, Outbox, RecentMessages, SiblingRow,
+    SiblingTable,
 };
 use super::members::Members;
 use crate::config::types::{RedisOptions, RedisUrl};
@@ -60,8 +65,11 @@ use chain_publisher::ChainPublisher;
 use chain_subscriber::ChainSubscriber;
 use clock::RedisClock;
 use connect::{COMMAND_TIMEOUT, RedisLink};
-use failure::{FailureLog, RedisFailure};
+use failure::{FailureLog, RedisFailure, RedisFailureKind};
+use file_entries::StoredEntries;
+use members::ListAccess;
 use publisher::Publisher;
+use repair::AwaitedTurn;
 use served::ServedUpstreams;
 use stored_binding::StoredBinding;
 use streams::ExchangeStreams;
@@ -100,6 +108,8 @@ pub struct ExchangeSettings {
     pub address: String,
     /// How this balancer cuts and hashes prompts: see `exchange::fingerprint`.
     pub fingerprint: u64,
+    /// The name of this balancer that it has after a restart too, if there is one.
+    pub identity: Option<String>,
 }
 
 /// The names of the keys in Redis.
@@ -111,6 +121,10 @@ struct RedisKeys {
     response: String,
     /// The list of the bindings' keys.
     stored: String,
+    /// Exists while a balancer repairs keys.
+    repair: String,
+    /// The entries of this balancer's file; `None`: a restarted process would not find them.
+    file: Option<String>,
 }
 
 /// What this balancer has published and received, beyond the present connection.
@@ -119,6 +133,11 @@ struct ExchangeProgress {
     chain_publisher: ChainPublisher,
     subscriber: Subscriber,
     chain_subscriber: ChainSubscriber,
+    stored_entries: StoredEntries,
+    /// The turn of another balancer to repair keys.
+    awaited_turn: Option<AwaitedTurn>,
+    /// The latest connection has failed for a key that is to be repaired.
+    has_unusable_key: bool,
 }
 
 /// The exchange with siblings over Redis.
@@ -140,8 +159,11 @@ pub struct SiblingExchange {
     observer: Observer,
     siblings: Mutex<SiblingTable>,
     fingerprints: Mutex<FingerprintFilter>,
+    /// The messages of chains that were applied.
+    chain_messages: Mutex<RecentMessages>,
     members: Arc<Members>,
     served: Mutex<ServedUpstreams>,
+    list_access: Mutex<ListAccess>,
     /// A sibling has changed the list of members.
     members_dirty: AtomicBool,
     failures: FailureLog,
@@ -156,7 +178,7 @@ pub struct SiblingExchange {
 // === impl RedisKeys ===
 
 impl RedisKeys {
-    fn new(prefix: &str) -> Self {
+    fn new(prefix: &str, identity: Option<&str>) -> Self {
         let key = |name: &str| Self::key(prefix, name);
         RedisKeys {
             members: key("members"),
@@ -164,6 +186,8 @@ impl RedisKeys {
             session: key("s:"),
             response: key("r:"),
             stored: key("stored"),
+            repair: key("repair"),
+            file: identity.map(|identity| key(&format!("file:{identity}"))),
         }
     }
 
@@ -198,7 +222,7 @@ impl SiblingExchange {
         let prefix = &settings.options.prefix;
         Arc::new(SiblingExchange {
             id,
-            keys: RedisKeys::new(prefix),
+            keys: RedisKeys::new(prefix, settings.identity.as_deref()),
             streams: ExchangeStreams::new(&settings.options, |name| RedisKeys::key(prefix, name)),
             clock: Mutex::default(),
             memory,
@@ -209,8 +233,10 @@ impl SiblingExchange {
             relieved_at: Mutex::default(),
             siblings: Mutex::new(SiblingTable::new(id, settings.options.gauge_ttl)),
             fingerprints: Mutex::new(FingerprintFilter::new(settings.fingerprint)),
+            chain_messages: Mutex::default(),
             members: Arc::default(),
             served: Mutex::default(),
+            list_access: Mutex::default(),
             members_dirty: AtomicBool::new(false),
             failures: FailureLog::new(observer.clone()),
             receiving: AtomicBool::new(false),
@@ -242,6 +268,15 @@ impl SiblingExchange {
     /// Returns the list of these records.
     pub fn member_list(&self) -> Arc<Members> {
         self.members.clone()
+    }
+
+    /// Whether changes of upstreams at run time reach the siblings.
+    pub fn shares_members(&self) -> bool {
+        self.works() && self.list_access().is_granted()
+    }
+
+    fn list_access(&self) -> MutexGuard<'_, ListAccess> {
+        self.list_access.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a sibling serves an upstream of this name.
@@ -313,6 +348,9 @@ impl SiblingExchange {
             chain_publisher: ChainPublisher::default(),
             subscriber: Subscriber::default(),
             chain_subscriber: ChainSubscriber::default(),
+            stored_entries: StoredEntries::default(),
+            awaited_turn: None,
+            has_unusable_key: false,
         };
         tokio::select! {
             () = self.connect_forever(&mut progress) => {}
@@ -336,6 +374,7 @@ impl SiblingExchange {
             self.link.store(None);
             self.caught_up.send_replace(true);
             self.failures.report(&failure, now());
+            progress.has_unusable_key = failure.kind == RedisFailureKind::UnusableKey;
             if now().saturating_duration_since(start) >= STABLE_CONNECTION_TIME {
                 pause = MIN_CONNECT_PAUSE;
             }
@@ -346,7 +385,7 @@ impl SiblingExchange {
 
     /// Connects, catches up, then publishes and subscribes until a failure.
     async fn run_connection(&self, progress: &mut ExchangeProgress) -> Result<Infallible, RedisFailure> {
-        let ExchangeProgress { publisher, chain_publisher, subscriber, chain_subscriber } = progress;
+        let ExchangeProgress { publisher, chain_publisher, subscriber, chain_subscriber, .. } = progress;
         let ExchangeSettings { url, options, .. } = &self.settings;
         let read_time = READ_BLOCK_TIME + COMMAND_TIMEOUT;
         let (mut commands, mut reads, mut chain_reads) = tokio::try_join!(
@@ -354,16 +393,21 @@ impl SiblingExchange {
             RedisLink::connect(url, options, read_time),
             RedisLink::connect(url, options, read_time)
         )?;
+        if std::mem::take(&mut progress.has_unusable_key) {
+            self.repair_keys(&mut progress.awaited_turn, &mut commands).await?;
+        }
         self.link.store(Some(Arc::new(commands.clone())));
         let (mut chain_commands, mut clock_reads) = (commands.clone(), commands.clone());
-        let mut trims = commands.clone();
+        let (mut trims, mut entry_writes) = (commands.clone(), commands.clone());
         publisher.republish_all();
         self.served().republish();
         self.receiving.store(false, Relaxed);
         match self.sync_members(publisher, &mut commands).await {
-            Err(failure) if !failure.is_full() => return Err(failure),
-            _ => {}
+            // Read and compared later.
+            Err(failure) if failure.is_full() => {}
+            synced => synced?,
         }
+        self.compare_entries(&mut progress.stored_entries, &mut commands).await?;
         self.read_clock(&mut clock_reads).await?;
         let receive = async {
             self.catch_up(subscriber, &mut reads).await?;
@@ -380,7 +424,8 @@ impl SiblingExchange {
             self.publish_chains_forever(chain_publisher, &mut chain_commands),
             receive,
             self.read_clock_forever(&mut clock_reads),
-            self.trim_forever(&mut trims)
+            self.trim_forever(&mut trims),
+            self.store_entries_forever(&mut progress.stored_entries, &mut entry_writes)
         )?;
         Ok(never)
     }

@@ -15,7 +15,7 @@ use super::State;
 use super::exchange::{Binding, OutboxEvent};
 
 /// The largest number of responses that are kept: few clients choose ids themselves.
-pub const MAX_RESPONSES: usize = 100_000;
+pub(crate) const MAX_RESPONSES: usize = 100_000;
 
 /// The upstream that generated a response, and the model name that its client used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

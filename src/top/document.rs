@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 /// The overview of one balancer.
 #[derive(Clone, Debug, Deserialize)]
-pub struct TopDocument {
+pub(crate) struct TopDocument {
     /// Seconds since 1970.
     pub time: f64,
     pub balancer: TopBalancer,
@@ -22,7 +22,7 @@ pub struct TopDocument {
 
 /// The process that the overview shows.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct TopBalancer {
+pub(crate) struct TopBalancer {
     pub name: Option<String>,
     pub version: String,
     /// Seconds since 1970.
@@ -34,7 +34,7 @@ pub struct TopBalancer {
 
 /// The numbers of the whole balancer; counters only grow.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct TopTotals {
+pub(crate) struct TopTotals {
     pub requests: u64,
     #[serde(default)]
     pub errors: u64,
@@ -42,8 +42,6 @@ pub struct TopTotals {
     pub rejects: u64,
     #[serde(default)]
     pub retries: u64,
-    #[serde(default)]
-    pub broken_streams: u64,
     #[serde(default)]
     pub in_flight: u64,
     #[serde(default)]
@@ -58,14 +56,15 @@ pub struct TopTotals {
     pub predicted_tokens: u64,
     #[serde(default)]
     pub reported_tokens: u64,
+    #[serde(default)]
+    pub compared_tokens: u64,
     pub first_byte_ms: Option<TopTimes>,
-    pub index_bytes: Option<u64>,
     pub memory_bytes: Option<u64>,
 }
 
 /// Percentiles in milliseconds.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub struct TopTimes {
+pub(crate) struct TopTimes {
     pub p50: f64,
     pub p90: f64,
     pub p99: Option<f64>,
@@ -73,10 +72,9 @@ pub struct TopTimes {
 
 /// One upstream.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct TopUpstream {
+pub(crate) struct TopUpstream {
     pub name: String,
     pub state: String,
-    pub reason: Option<String>,
     #[serde(default)]
     pub drained: bool,
     #[serde(default)]
@@ -98,15 +96,16 @@ pub struct TopUpstream {
     #[serde(default)]
     pub reported_tokens: u64,
     #[serde(default)]
+    pub compared_tokens: u64,
+    #[serde(default)]
     pub prompt_tokens: u64,
     pub first_byte_ms: Option<TopTimes>,
     pub sight: Option<String>,
-    pub sight_reason: Option<String>,
 }
 
 /// One model.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct TopModel {
+pub(crate) struct TopModel {
     pub name: String,
     pub upstreams: u64,
     pub ready: u64,
@@ -122,7 +121,7 @@ pub struct TopModel {
 
 /// The other balancers on the same Redis.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct TopSiblings {
+pub(crate) struct TopSiblings {
     #[serde(default)]
     pub enabled: bool,
     #[serde(default)]
@@ -133,7 +132,7 @@ pub struct TopSiblings {
 
 /// One other balancer.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct TopSibling {
+pub(crate) struct TopSibling {
     pub id: String,
     pub name: Option<String>,
     pub age_ms: f64,
@@ -143,7 +142,7 @@ pub struct TopSibling {
 
 /// One choice of an upstream.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
-pub struct TopDecision {
+pub(crate) struct TopDecision {
     pub time: f64,
     pub id: String,
     pub model: Option<String>,
@@ -161,7 +160,7 @@ pub struct TopDecision {
 
 /// One candidate of a choice, with the terms of its cost.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
-pub struct TopCandidate {
+pub(crate) struct TopCandidate {
     pub upstream: String,
     pub cost: f64,
     #[serde(default)]
@@ -184,12 +183,12 @@ pub struct TopCandidate {
 
 impl TopDecision {
     /// The candidate that was chosen.
-    pub fn chosen(&self) -> Option<&TopCandidate> {
+    pub(crate) fn chosen(&self) -> Option<&TopCandidate> {
         self.candidates.iter().find(|candidate| Some(&candidate.upstream) == self.upstream.as_ref())
     }
 
     /// The best candidate that was not chosen.
-    pub fn runner_up(&self) -> Option<&TopCandidate> {
+    pub(crate) fn runner_up(&self) -> Option<&TopCandidate> {
         let others =
             self.candidates.iter().filter(|candidate| Some(&candidate.upstream) != self.upstream.as_ref());
         others.min_by(|one, other| one.cost.total_cmp(&other.cost))

@@ -20,6 +20,8 @@ pub(super) struct CounterSample {
     pub output: u64,
     pub predicted: u64,
     pub reported: u64,
+    /// Prompt tokens of the answers that reported cached ones.
+    pub compared: u64,
 }
 
 /// The latest samples, the newest last.
@@ -125,15 +127,15 @@ mod tests {
     #[test]
     fn a_share_is_that_of_the_latest_tokens() {
         let mut history = CounterHistory::default();
-        let mut add = |time, prompt, reported| {
-            history.add(CounterSample { time, prompt, reported, ..CounterSample::default() });
-            history.share(|sample| sample.reported, |sample| sample.prompt)
+        let mut add = |time, compared, reported| {
+            history.add(CounterSample { time, compared, reported, ..CounterSample::default() });
+            history.share(|sample| sample.reported, |sample| sample.compared)
         };
         assert_eq!(add(0.0, 0, 0), None);
         assert_eq!(add(1.0, 100, 50), Some(0.5));
         assert_eq!(add(2.0, 200, 150), Some(0.75));
         let mut still = CounterHistory::default();
-        still.add(CounterSample { prompt: 100, reported: 25, ..CounterSample::default() });
-        assert_eq!(still.share(|sample| sample.reported, |sample| sample.prompt), Some(0.25));
+        still.add(CounterSample { compared: 100, reported: 25, ..CounterSample::default() });
+        assert_eq!(still.share(|sample| sample.reported, |sample| sample.compared), Some(0.25));
     }
 }

@@ -21,7 +21,7 @@ const MAX_FILTER_CHARS: usize = 60;
 
 /// The connection to the balancer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LinkState {
+pub(crate) enum LinkState {
     Connecting,
     Live,
     Lost {
@@ -61,13 +61,13 @@ pub(super) enum TableOrder {
 
 /// What the program has to do after a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TopCommand {
+pub(crate) enum TopCommand {
     Quit,
     Drain { upstream: String, drain: bool },
 }
 
 /// What is shown.
-pub struct TopState {
+pub(crate) struct TopState {
     /// The address of the balancer.
     pub(super) target: String,
     pub(super) link: LinkState,
@@ -121,7 +121,7 @@ impl TableOrder {
 
 impl TopState {
     /// `target`: the address of the balancer, as it is shown.
-    pub fn new(target: String) -> Self {
+    pub(crate) fn new(target: String) -> Self {
         TopState {
             target,
             link: LinkState::Connecting,
@@ -140,12 +140,12 @@ impl TopState {
     }
 
     /// Sets the time since the start of the program.
-    pub fn set_time(&mut self, now: Duration) {
+    pub(crate) fn set_time(&mut self, now: Duration) {
         self.now = now;
     }
 
     /// Shows an overview.
-    pub fn apply(&mut self, document: TopDocument) {
+    pub(crate) fn apply(&mut self, document: TopDocument) {
         self.link = LinkState::Live;
         self.totals.add(sample_of_totals(&document.totals, document.time));
         for upstream in &document.upstreams {
@@ -168,7 +168,7 @@ impl TopState {
     }
 
     /// Shows that the balancer cannot be reached; the last overview stays.
-    pub fn lose(&mut self, error: String) {
+    pub(crate) fn lose(&mut self, error: String) {
         let since = match &self.link {
             LinkState::Lost { since, .. } => *since,
             _ => self.now,
@@ -177,7 +177,7 @@ impl TopState {
     }
 
     /// Shows the result of a command.
-    pub fn notify(&mut self, text: String) {
+    pub(crate) fn notify(&mut self, text: String) {
         self.notice = Some(text);
     }
 
@@ -223,7 +223,7 @@ impl TopState {
     }
 
     /// Reacts to a key; `control`: it was pressed with Control.
-    pub fn press(&mut self, key: KeyCode, control: bool) -> Option<TopCommand> {
+    pub(crate) fn press(&mut self, key: KeyCode, control: bool) -> Option<TopCommand> {
         if control {
             return matches!(key, KeyCode::Char('c' | 'd')).then_some(TopCommand::Quit);
         }
@@ -305,6 +305,7 @@ fn sample_of_totals(totals: &TopTotals, time: f64) -> CounterSample {
         output: totals.output_tokens,
         predicted: totals.predicted_tokens,
         reported: totals.reported_tokens,
+        compared: totals.compared_tokens,
     }
 }
 
@@ -317,6 +318,7 @@ fn sample_of_upstream(upstream: &TopUpstream, time: f64) -> CounterSample {
         output: 0,
         predicted: upstream.predicted_tokens,
         reported: upstream.reported_tokens,
+        compared: upstream.compared_tokens,
     }
 }
 

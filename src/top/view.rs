@@ -27,6 +27,13 @@ const DECISIONS_HEIGHT: u16 = 18;
 /// The largest number of rows of a text.
 const MAX_TEXT_ROWS: u16 = 2000;
 
+/// The rows of a text for the choices, with their title.
+const TEXT_DECISION_ROWS: u16 = 11;
+
+/// The columns of a text whose lines are not cut: at least so many, and at most so many for all but the
+/// choices.
+const WHOLE_COLUMNS: std::ops::RangeInclusive<u16> = 120..=400;
+
 /// The rows of the parts that are not always there.
 #[derive(Clone, Copy)]
 struct PartRows {
@@ -36,7 +43,7 @@ struct PartRows {
 }
 
 /// Draws the state.
-pub fn draw(frame: &mut Frame<'_>, state: &mut TopState) {
+pub(crate) fn draw(frame: &mut Frame<'_>, state: &mut TopState) {
     let height = frame.area().height;
     let panels = if height >= PANEL_HEIGHT { fleet::panel_rows(state) } else { 1 };
     let decisions = match height {
@@ -67,10 +74,41 @@ fn draw_parts(frame: &mut Frame<'_>, state: &mut TopState, parts: PartRows) {
     }
 }
 
-/// Draws the state as plain text of so many columns, with a row for each upstream.
-pub fn text(state: &mut TopState, columns: u16) -> String {
+/// Draws the state as plain text with a row for each upstream: of so many columns, or with whole lines.
+pub(crate) fn text(state: &mut TopState, columns: Option<u16>) -> String {
+    match columns {
+        Some(columns) => drawn_text(state, columns, TEXT_DECISION_ROWS),
+        None => whole_text(state),
+    }
+}
+
+/// The text whose lines are not cut. The choices are no part of the drawing, whose width follows its longest
+/// line: their lines are much longer than the others.
+fn whole_text(state: &mut TopState) -> String {
+    let columns = header::columns(state).max(fleet::columns(state));
+    let columns = u16::try_from(columns).unwrap_or(u16::MAX);
+    let mut text = drawn_text(state, columns.clamp(*WHOLE_COLUMNS.start(), *WHOLE_COLUMNS.end()), 1);
+    for line in decisions::whole_lines(state, usize::from(TEXT_DECISION_ROWS) - 1) {
+        text.push_str(safe(&line.to_string()).trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A line without what would control a terminal or turn the order of letters around: a client may have sent
+/// it as the name of a model. A drawing leaves that out by itself.
+fn safe(line: &str) -> String {
+    let is_shown = |c: &char| {
+        let turns = matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        !c.is_control() && !turns && *c != '\u{feff}'
+    };
+    line.chars().filter(is_shown).collect()
+}
+
+/// The text of so many columns, of which so many rows are for the choices.
+fn drawn_text(state: &mut TopState, columns: u16, decisions: u16) -> String {
     let upstreams = u16::try_from(state.rows().len()).unwrap_or(u16::MAX);
-    let parts = PartRows { panels: fleet::panel_rows(state), decisions: 11, footer: 0 };
+    let parts = PartRows { panels: fleet::panel_rows(state), decisions, footer: 0 };
     let others = header::HEADER_ROWS + fleet::TABLE_FRAME_ROWS + parts.panels + parts.decisions;
     let rows = upstreams.saturating_add(others).min(MAX_TEXT_ROWS);
     let Ok(mut terminal) = Terminal::new(TestBackend::new(columns, rows));

@@ -16,7 +16,7 @@ use super::record::{CallFacts, TraceApi, TraceError};
 use super::shared::SharedTraces;
 
 /// The size at which the buffered part of an answer goes to the writer: it stays in a core's cache.
-pub const MAX_BUFFERED_BYTES: usize = 8 << 10;
+pub(crate) const MAX_BUFFERED_BYTES: usize = 8 << 10;
 
 /// The first room of the buffer: short answers need no more.
 const FIRST_BUFFER_BYTES: usize = 1 << 10;

@@ -21,7 +21,7 @@ struct MessageText<'a> {
 }
 
 /// The record as one JSON object.
-pub fn to_json(record: &TraceRecord) -> String {
+pub(crate) fn to_json(record: &TraceRecord) -> String {
     let facts = &record.facts;
     let first = record.choices.first();
     let mut out = String::with_capacity(capacity(record));
@@ -57,7 +57,7 @@ pub fn to_json(record: &TraceRecord) -> String {
 
 /// The document with the parts that were cut out of it.
 #[cfg(test)]
-pub fn restored(document: &CutDocument, record: &TraceRecord) -> String {
+pub(crate) fn restored(document: &CutDocument, record: &TraceRecord) -> String {
     let mut out = String::with_capacity(document.text.len());
     push_document(&mut out, Some(document), record);
     out

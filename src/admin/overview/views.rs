@@ -21,6 +21,7 @@ pub(super) struct OverviewDocument<'a> {
 pub(super) struct BalancerView<'a> {
     pub id: &'a str,
     pub name: &'a str,
+    pub identity: &'a str,
     pub version: &'static str,
     pub started: f64,
     pub ready: bool,
@@ -43,6 +44,7 @@ pub(super) struct TotalsView {
     pub output_tokens: u64,
     pub predicted_tokens: u64,
     pub reported_tokens: u64,
+    pub compared_tokens: u64,
     pub first_byte_ms: Option<TotalTimes>,
     pub peeked_bytes: u64,
     pub index_blocks: usize,
@@ -93,6 +95,7 @@ pub(super) struct UpstreamOverview<'a> {
     pub failures: u64,
     pub predicted_tokens: u64,
     pub reported_tokens: u64,
+    pub compared_tokens: u64,
     pub prompt_tokens: u64,
     pub output_tokens: u64,
     pub first_byte_ms: Option<UpstreamTimes>,

@@ -13,7 +13,6 @@
 //! first, since the most recent chains are sent first.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::Hasher;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,10 +22,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
-use xxhash_rust::xxh3::Xxh3Default;
 
-use crate::config::member::MemberRecord;
-use crate::config::render;
+use crate::config::member::{MemberRecord, entry_hash, keyed_entry_hash};
 use crate::config::types::UpstreamConfig;
 use crate::state::State;
 use crate::state::exchange::{ChainAdmission, FingerprintFilter, Message};
@@ -66,7 +63,7 @@ pub(crate) struct StateSource {
 pub(crate) struct TransferredMembers {
     /// The records with their revisions, by name.
     records: HashMap<String, String>,
-    /// A hash of each upstream's settings in the file, by name.
+    /// A hash of each upstream's settings in the file, by name: see `keyed_entry_hash`.
     entries: BTreeMap<String, u64>,
 }
 
@@ -78,13 +75,6 @@ pub(crate) struct ReceivedState {
     frames: Vec<Vec<u8>>,
     /// Nothing is missing.
     pub is_whole: bool,
-}
-
-/// Returns a hash of an upstream's settings, equal for equal settings.
-fn entry_hash(upstream: &UpstreamConfig) -> u64 {
-    let mut hasher = Xxh3Default::new();
-    hasher.write(render::upstream_with_key(upstream).to_string().as_bytes());
-    hasher.finish()
 }
 
 // === the running process ===
@@ -110,7 +100,7 @@ impl StateSource {
 
     fn transferred_members(&self) -> TransferredMembers {
         let records = self.members.revisions().into_iter().map(|(name, text)| (name, text.write()));
-        let entries = self.upstreams.iter().map(|entry| (entry.name.clone(), entry_hash(entry)));
+        let entries = self.upstreams.iter().map(|entry| (entry.name.clone(), keyed_entry_hash(entry)));
         TransferredMembers { records: records.collect(), entries: entries.collect() }
     }
 
@@ -173,25 +163,35 @@ impl TransferredMembers {
     /// Returns the records that hold for the upstreams of this file. A record ends where the entry of its
     /// upstream in the file is new or another: as after a reload, the upstream is as the file has it.
     pub(crate) fn lasting(&self, upstreams: &[UpstreamConfig]) -> Vec<(String, MemberText)> {
-        let is_changed = |name: &str| {
+        let has_ended = |name: &str| {
             let entry = upstreams.iter().find(|upstream| upstream.name == name);
-            entry.is_some_and(|entry| self.entries.get(name) != Some(&entry_hash(entry)))
+            entry.is_some_and(|entry| match self.entries.get(name) {
+                Some(before) => self.is_outdated(*before, entry),
+                None => true,
+            })
         };
-        let lasting = self.records.iter().filter(|(name, _)| !is_changed(name));
+        let lasting = self.records.iter().filter(|(name, _)| !has_ended(name));
         lasting.map(|(name, text)| (name.clone(), MemberText::read(text.clone()))).collect()
     }
 
     /// Returns the names whose changes end because their entries in both files differ.
     pub(crate) fn ended<'s>(&'s self, upstreams: &'s [UpstreamConfig]) -> impl Iterator<Item = &'s str> {
         let is_changed = |entry: &&UpstreamConfig| {
-            let before = self.entries.get(&entry.name);
-            before.is_some_and(|before| *before != entry_hash(entry))
+            self.entries.get(&entry.name).is_some_and(|before| self.is_outdated(*before, entry))
         };
-        let has_changes = |name: &&str| {
-            let text = self.records.get(*name).map(|text| MemberText::read(text.clone()).text);
-            text.is_some_and(|text| MemberRecord::read(&text).unwrap_or_default() != MemberRecord::default())
-        };
+        let has_changes = |name: &&str| self.record(name) != MemberRecord::default();
         upstreams.iter().filter(is_changed).map(|entry| entry.name.as_str()).filter(has_changes)
+    }
+
+    /// Whether the entry of an upstream has changed, and the upstream's record was not made for the new one.
+    fn is_outdated(&self, before: u64, entry: &UpstreamConfig) -> bool {
+        before != keyed_entry_hash(entry) && !self.record(&entry.name).outlasts(entry_hash(entry))
+    }
+
+    /// Returns the record of an upstream; one that cannot be read changes nothing.
+    fn record(&self, name: &str) -> MemberRecord {
+        let text = self.records.get(name).map(|text| MemberText::read(text.clone()).text);
+        text.and_then(|text| MemberRecord::read(&text).ok()).unwrap_or_default()
     }
 }
 
@@ -215,80 +215,4 @@ impl ReceivedState {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::check;
-
-    fn members(records: &[(&str, &str)], upstreams: &[UpstreamConfig]) -> TransferredMembers {
-        let records = records.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect();
-        let entries = upstreams.iter().map(|entry| (entry.name.clone(), entry_hash(entry))).collect();
-        TransferredMembers { records, entries }
-    }
-
-    fn upstream(text: &str) -> UpstreamConfig {
-        check::upstream_alone(text).expect(text)
-    }
-
-    #[test]
-    fn a_record_ends_where_its_entry_in_the_file_is_another() {
-        let before = [upstream(r#"{"url": "http://a:1"}"#), upstream(r#"{"url": "http://b:1"}"#)];
-        let after = [
-            upstream(r#"{"url": "http://a:1"}"#),
-            upstream(r#"{"url": "http://b:1", "weight": 2}"#),
-            upstream(r#"{"url": "http://c:1"}"#),
-        ];
-        let all = ["a:1", "b:1", "c:1", "d:1"].map(|name| (name, "7 {}"));
-        let mut names: Vec<String> =
-            members(&all, &before).lasting(&after).into_iter().map(|(name, _)| name).collect();
-        names.sort();
-        assert_eq!(names, ["a:1", "d:1"]);
-        let drained = all.map(|(name, _)| (name, r#"7 {"drain": true}"#));
-        for (records, ended) in [(all, &[][..]), (drained, &["b:1"][..])] {
-            let transferred = members(&records, &before);
-            // Another balancer may have drained what is new in this file.
-            assert_eq!(transferred.ended(&after).collect::<Vec<_>>(), ended);
-        }
-    }
-
-    #[tokio::test]
-    async fn takes_what_arrived_when_the_peer_ends_or_sends_nonsense() {
-        let known = members(&[("a", "7 {}")], &[]);
-        let first = serde_json::to_vec(&known).expect("is JSON");
-        for (rest, is_whole) in [(&[0u8; 4][..], true), (&[][..], false), (&[255; 9][..], false)] {
-            let (mut there, here) = UnixStream::pair().expect("a pair");
-            send_frame(&mut there, &first).await.expect("sent");
-            send_frame(&mut there, b"a chain").await.expect("sent");
-            there.write_all(rest).await.expect("sent");
-            let receiving = tokio::spawn(receive(here));
-            assert_eq!(there.read_u8().await.expect("a request"), 1);
-            drop(there);
-            let received = receiving.await.expect("no panic").expect("the records came");
-            assert_eq!((received.members.records.len(), received.frames.len()), (1, 1));
-            assert_eq!(received.is_whole, is_whole);
-        }
-        let (mut there, here) = UnixStream::pair().expect("a pair");
-        there.write_all(b"\0\0\0\x02no").await.expect("sent");
-        assert!(receive(here).await.is_err(), "without records there is no state");
-    }
-
-    #[tokio::test]
-    async fn takes_records_that_are_longer_than_a_frame_of_chains() {
-        let text = format!("7 {}", "x".repeat(MAX_FRAME_BYTES));
-        let known = members(&[("a", &text)], &[]);
-        let (mut there, here) = UnixStream::pair().expect("a pair");
-        let receiving = tokio::spawn(receive(here));
-        send_frame(&mut there, &serde_json::to_vec(&known).expect("is JSON")).await.expect("sent");
-        send_frame(&mut there, &[]).await.expect("sent");
-        let received = receiving.await.expect("no panic").expect("the records came");
-        assert_eq!((received.members == known, received.is_whole), (true, true));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_silent_peer_does_not_delay_the_start() {
-        let (there, here) = UnixStream::pair().expect("a pair");
-        let start = Instant::now();
-        assert!(receive(here).await.is_err());
-        assert!(start.elapsed() <= MAX_RECEIVE_TIME + Duration::from_millis(10));
-        drop(there);
-    }
-}
+mod tests;

@@ -20,6 +20,7 @@ fn run(line: &str, variables: &[(&str, &str)]) -> Result<Loaded, String> {
     let read = |path: &Path| match path.to_str() {
         Some("lb.yaml") => Ok(FILE.to_string()),
         Some("bad.yaml") => Ok("threads: many\nupstreams: [ftp://a]\n".into()),
+        Some("device.yaml") => Ok("upstreams: [{file: /dev/zero}, {file: gone.yaml}]\n".into()),
         _ => Err(io::Error::new(io::ErrorKind::NotFound, "no such file")),
     };
     load(args, &env, &read).map_err(|problems| problems.to_string())
@@ -140,6 +141,14 @@ fn a_file_that_cannot_be_read_is_the_one_problem() {
     assert_eq!(problems("-c gone.yaml", &[]), "--config: cannot read \"gone.yaml\": no such file\n");
     let shown = problems("", &[("VLLM_LB_CONFIG", "gone.yaml")]);
     assert!(shown.starts_with("VLLM_LB_CONFIG: cannot read"), "{shown}");
+}
+
+/// Regression: the test of a configuration waited for ever where a listed file was a pipe.
+#[test]
+fn a_listed_file_that_is_no_file_is_not_opened() {
+    let shown = problems("-t -c device.yaml", &[]);
+    assert_eq!(shown, "/dev/zero: cannot read \"/dev/zero\": it is no file\n");
+    assert!(run("-c device.yaml", &[]).is_ok(), "a balancer starts without it");
 }
 
 #[test]

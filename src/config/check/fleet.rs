@@ -4,22 +4,13 @@ use super::names::UpstreamNames;
 use crate::config::problem::{ConfigPlace, ConfigProblem, seen};
 use crate::config::section::{ConfigSection, scalar};
 use crate::config::setting::{self, MapSource, SettingsTable};
-use crate::config::types::{DiscoverySource, Passthrough, PassthroughTarget, UpstreamConfig, UpstreamItem};
+use crate::config::types::{
+    DiscoverySource, Passthrough, PassthroughTarget, SOURCE_KINDS, UpstreamConfig, UpstreamItem, UpstreamUrl,
+    why_not_of_source,
+};
 use crate::config::url;
 use crate::config::values::url_path;
 use crate::config::yaml::{self, YamlNode, YamlValue};
-
-/// Keys that a source cannot have, and why.
-const NOT_OF_SOURCE: [(&str, &str); 5] = [
-    ("url", "stands beside gym: an item has one of them"),
-    ("name", "an upstream that is discovered has its host and port for a name: leave it out"),
-    ("models", "comes from the model server: leave it out"),
-    ("api_key", "comes from the model server: leave it out"),
-    ("api_key_env", "comes from the model server: leave it out"),
-];
-
-/// Kinds of upstreams that this version rejects, and that have no URL.
-const KINDS_TO_COME: [&str; 2] = ["dns", "kubernetes"];
 
 /// The upstreams and sources of a file.
 #[derive(Default)]
@@ -42,9 +33,9 @@ pub(super) fn upstreams(root: &mut ConfigSection<'_, '_>, names: &mut UpstreamNa
     let (mut upstreams, mut sources) = (Vec::new(), Vec::new());
     for (index, item) in items.iter().enumerate() {
         let place = place.item(index, item.line);
-        if is_source(item) {
+        if let Some(kind) = source_kind(item) {
             names.open();
-            sources.extend(source(item, &place, root.problems).map(|source| (place, source)));
+            sources.extend(source(item, kind, &place, root.problems).map(|source| (place, source)));
             continue;
         }
         match upstream(item, &place, root.problems) {
@@ -121,7 +112,7 @@ fn open<'t, 'p>(
 // === upstreams ===
 
 /// `None` also for an upstream with an unreadable name.
-fn upstream(
+pub(super) fn upstream(
     node: &YamlNode,
     place: &ConfigPlace,
     problems: &mut Vec<ConfigProblem>,
@@ -131,21 +122,20 @@ fn upstream(
     }
     let mut section = open(node, place, problems);
     let mut item = UpstreamItem::unread();
-    if KINDS_TO_COME.iter().any(|kind| section.has(kind)) {
-        // The kind is a problem already.
-        setting::read(&mut section, &mut item, &["url", "gym"]);
-        return None;
-    }
-    setting::read(&mut section, &mut item, &["gym"]);
+    let kind = SOURCE_KINDS.into_iter().find(|kind| section.has(kind));
+    // An item with a source lacks no URL: the source is a problem already.
+    let except: &[&str] = if kind.is_some() { &["url", "gym", "dns", "kubernetes", "file"] } else { &[] };
+    setting::read(&mut section, &mut item, except);
     if item.every.is_some() {
         section.report("every", "is how often a gym is asked: leave it out");
     }
-    if section.has("gym") {
-        section.report("gym", "can only stand in the file");
+    if section.has("resolver") {
+        section.report("resolver", "is for dns: leave it out");
     }
-    if section.has("tls") && item.url.as_ref().is_some_and(|url| !url.https) {
-        section.report("tls", "the url is not https: write https://, or leave tls out");
+    if let Some(kind) = kind {
+        section.report(kind, "can only stand in the file");
     }
+    report_tls_without_https(&mut section, "url", item.url.as_ref());
     if section.has("name") && item.name.is_none() {
         return None;
     }
@@ -168,33 +158,46 @@ fn report_duplicate_names(found: &[(ConfigPlace, UpstreamConfig)], problems: &mu
 
 // === sources ===
 
-/// Whether an item of `upstreams` names a source in place of an upstream.
-fn is_source(node: &YamlNode) -> bool {
-    node.entry("gym").is_some_and(|entry| entry.node.value != YamlValue::Null)
+/// Returns the key by which an item of `upstreams` names a source; `None` for an upstream.
+pub(super) fn source_kind(node: &YamlNode) -> Option<&'static str> {
+    let names = |kind: &&str| node.entry(kind).is_some_and(|entry| entry.node.value != YamlValue::Null);
+    SOURCE_KINDS.into_iter().find(names)
 }
 
 fn source(
     node: &YamlNode,
+    kind: &'static str,
     place: &ConfigPlace,
     problems: &mut Vec<ConfigProblem>,
 ) -> Option<DiscoverySource> {
     let mut section = open(node, place, problems);
-    for (key, why) in NOT_OF_SOURCE {
+    let mut except = Vec::new();
+    for key in setting::known_keys::<UpstreamItem>() {
+        let Some(why) = why_not_of_source(kind, key) else { continue };
         if section.has(key) {
             section.report(key, why);
         }
+        except.push(key);
     }
     let mut item = UpstreamItem::unread();
-    setting::read(&mut section, &mut item, &UpstreamItem::UPSTREAM_KEYS);
+    setting::read(&mut section, &mut item, &except);
+    report_tls_without_https(&mut section, "dns", item.dns.as_ref().map(|name| &name.url));
     item.source()
+}
+
+/// Reports `tls` beside a URL without https, in the value of `key`.
+fn report_tls_without_https(section: &mut ConfigSection<'_, '_>, key: &str, url: Option<&UpstreamUrl>) {
+    if section.has("tls") && url.is_some_and(|url| !url.https) {
+        section.report("tls", format!("the {key} is not https: write https://, or leave tls out"));
+    }
 }
 
 fn report_duplicate_sources(found: &[(ConfigPlace, DiscoverySource)], problems: &mut Vec<ConfigProblem>) {
     for (index, (place, source)) in found.iter().enumerate() {
-        let first = found[..index].iter().find(|(_, earlier)| earlier.ask == source.ask);
-        if let Some((first, _)) = first {
-            let text = format!("{} is {}'s already", source.ask.url().display(), first.path);
-            problems.push(ConfigProblem::new(&place.key("gym", place.line), text));
+        let label = source.ask.label();
+        if let Some((first, _)) = found[..index].iter().find(|(_, earlier)| earlier.ask.label() == label) {
+            let text = format!("{} is {}'s already", source.ask.display(), first.path);
+            problems.push(ConfigProblem::new(&place.key(source.ask.key(), place.line), text));
         }
     }
 }

@@ -11,6 +11,8 @@ pub struct UpstreamConfig {
     /// Unique; `host:port` unless given.
     pub name: String,
     pub url: UpstreamUrl,
+    /// The host and port that requests name, where the URL has the address that a name stands for.
+    pub host: Option<String>,
     /// `None`: requested from `GET /v1/models`.
     pub models: Option<Vec<String>>,
     /// Divides the cost; above 0.
@@ -26,12 +28,23 @@ pub struct UpstreamConfig {
     pub discovered: Option<DiscoveryOrigin>,
 }
 
+/// The least weight of an upstream.
+pub(super) const MIN_WEIGHT: f64 = 0.001;
+/// The largest weight of an upstream.
+pub(super) const MAX_WEIGHT: f64 = 1000.0;
+
 impl UpstreamConfig {
+    /// Returns the nearest weight that an upstream may have.
+    pub fn bounded_weight(weight: f64) -> f64 {
+        weight.clamp(MIN_WEIGHT, MAX_WEIGHT)
+    }
+
     /// An upstream with every option at its default, named after its host and port.
     pub fn new(url: UpstreamUrl) -> Self {
         UpstreamConfig {
             name: url.authority(),
             url,
+            host: None,
             models: None,
             weight: 1.0,
             api_key: None,

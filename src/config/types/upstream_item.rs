@@ -1,18 +1,24 @@
 //! One item of `upstreams`: an upstream, or a source of upstreams.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::dns_name::{DnsName, dns_server};
+use super::kubernetes::KubernetesService;
 use super::passthrough::ALL_UPSTREAMS;
-use super::source::{DEFAULT_INTERVAL, DiscoveryMethod, DiscoverySource};
-use super::upstream::UpstreamConfig;
+use super::source::{DEFAULT_INTERVAL, DiscoveryMethod, DiscoverySource, DnsLookup, ListedFile};
+use super::source_keys::{SOURCE_KEYS, why_not_of_source};
+use super::upstream::{MAX_WEIGHT, MIN_WEIGHT, UpstreamConfig};
 use super::upstream_tls::UpstreamTls;
 use crate::config::problem::seen;
 use crate::config::secret::Secret;
 use crate::config::setting::{
     KeyRow, MapPlace, MapSource, SettingField, SettingRow, SettingsTable, custom, describe_rows, duration,
-    integer, maybe, maybe_texts, number, row, secret, section, show, text, value,
+    integer, list, maybe, maybe_texts, number, optional_section, path, row, secret, section, show, text,
+    value,
 };
 use crate::config::url::{self, UpstreamUrl};
 use crate::config::values::{HOUR, ReadResult, number_in, plain};
@@ -26,16 +32,19 @@ const MAX_VARIABLE_BYTES: usize = 128;
 /// such a variable, and so must not reach any other.
 const KEY_VARIABLE_PREFIX: &str = "VLLM_LB_KEY_";
 
-const MIN_WEIGHT: f64 = 0.001;
-const MAX_WEIGHT: f64 = 1000.0;
-
-/// The keys of both kinds of items. An item has a `url` or a `gym`.
+/// The keys of all kinds of items. An item has a `url`, or names a source.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UpstreamItem {
     pub url: Option<UpstreamUrl>,
     /// A NeMo Gym model server.
     pub gym: Option<UpstreamUrl>,
-    /// How often a `gym` is polled; `None` where the file says nothing.
+    pub dns: Option<DnsName>,
+    /// The DNS servers of a `dns`; empty: those of the system.
+    pub resolver: Vec<SocketAddr>,
+    pub kubernetes: Option<KubernetesService>,
+    /// A file with further items, as it was written.
+    pub file: Option<PathBuf>,
+    /// How often a source is polled; `None` where the file says nothing.
     pub every: Option<Duration>,
     pub name: Option<String>,
     pub models: Option<Vec<String>>,
@@ -55,11 +64,6 @@ pub(super) struct UpstreamsField<S: 'static> {
 // === impl UpstreamItem ===
 
 impl UpstreamItem {
-    /// The keys that belong to an upstream alone.
-    pub const UPSTREAM_KEYS: [&'static str; 5] = ["url", "name", "models", "api_key", "api_key_env"];
-    /// The keys that belong to a source alone.
-    pub const SOURCE_KEYS: [&'static str; 2] = ["gym", "every"];
-
     /// An item to read a map into.
     pub fn unread() -> Self {
         UpstreamItem { every: None, ..UpstreamItem::defaults() }
@@ -75,9 +79,16 @@ impl UpstreamItem {
 
     /// The source, if the item has one.
     pub fn source(self) -> Option<DiscoverySource> {
-        let source = DiscoverySource::new(DiscoveryMethod::Gym(self.gym?));
-        let UpstreamItem { every, weight, max_active, tls, .. } = self;
-        Some(DiscoverySource { every: every.unwrap_or(source.every), weight, max_active, tls, ..source })
+        let UpstreamItem { gym, dns, kubernetes, file, resolver, .. } = self;
+        let ask = gym
+            .map(DiscoveryMethod::Gym)
+            .or(dns.map(|name| DiscoveryMethod::Dns(DnsLookup { name, servers: resolver })))
+            .or(kubernetes.map(DiscoveryMethod::Kubernetes))
+            .or(file.map(|path| DiscoveryMethod::File(ListedFile::new(path))))?;
+        let source = DiscoverySource::new(ask);
+        let UpstreamItem { models, weight, api_key, api_key_env, max_active, tls, .. } = self;
+        let every = self.every.unwrap_or(source.every);
+        Some(DiscoverySource { every, models, weight, api_key, api_key_env, max_active, tls, ..source })
     }
 
     fn of_upstream(upstream: &UpstreamConfig) -> Self {
@@ -95,22 +106,33 @@ impl UpstreamItem {
     }
 
     fn of_source(source: &DiscoverySource) -> Self {
-        let DiscoveryMethod::Gym(gym) = &source.ask;
-        UpstreamItem {
-            gym: Some(gym.clone()),
+        let mut item = UpstreamItem {
             every: Some(source.every),
+            models: source.models.clone(),
             weight: source.weight,
+            api_key: source.api_key.clone(),
+            api_key_env: source.api_key_env.clone(),
             max_active: source.max_active,
             tls: source.tls.clone(),
             ..UpstreamItem::defaults()
+        };
+        match &source.ask {
+            DiscoveryMethod::Gym(url) => item.gym = Some(url.clone()),
+            DiscoveryMethod::Dns(lookup) => {
+                item.dns = Some(lookup.name.clone());
+                item.resolver.clone_from(&lookup.servers);
+            }
+            DiscoveryMethod::Kubernetes(service) => item.kubernetes = Some(service.clone()),
+            DiscoveryMethod::File(file) => item.file = Some(file.written.clone()),
         }
+        item
     }
 
-    /// The item as the file would hold it, without the keys of the other kind.
-    fn shown(&self, without: &[&str]) -> Value {
+    /// The item as the file would hold it, with these keys alone.
+    fn shown(&self, has: impl Fn(&str) -> bool) -> Value {
         let mut shown = show(self);
         if let Value::Object(map) = &mut shown {
-            map.retain(|key, _| !without.contains(&key.as_str()));
+            map.retain(|key, _| has(key));
         }
         shown
     }
@@ -130,8 +152,40 @@ impl SettingsTable for UpstreamItem {
             &value(|item: &mut Self| &mut item.gym, maybe(custom("upstream URL", url::upstream, shown_url))),
         ),
         row(
+            "dns",
+            "DNS name in a URL, in place of `url`: its addresses are upstreams; srv+http:// for SRV records.",
+            &value(|item: &mut Self| &mut item.dns, maybe(custom("DNS name", DnsName::parse, shown_dns))),
+        ),
+        row(
+            "resolver",
+            "DNS servers of a `dns`, in place of those of /etc/resolv.conf.",
+            &value(
+                |item: &mut Self| &mut item.resolver,
+                list(
+                    "list of addresses",
+                    dns_server,
+                    |servers| servers,
+                    |servers| match servers.is_empty() {
+                        true => Value::Null,
+                        false => json!(servers),
+                    },
+                )
+                .not_empty("leave the key out for the servers of /etc/resolv.conf"),
+            ),
+        ),
+        row(
+            "kubernetes",
+            "Service in Kubernetes, in place of `url`: its endpoints are upstreams.",
+            &optional_section(|item: &mut Self| &mut item.kubernetes),
+        ),
+        row(
+            "file",
+            "File with a list in the form of `upstreams`, in place of `url`; it is read again.",
+            &value(|item: &mut Self| &mut item.file, maybe(path())),
+        ),
+        row(
             "every",
-            "Time between two requests for the engines of a `gym`.",
+            "Time between two requests to a `gym`, two reads of a `file` (1s), at most between two of `dns`.",
             &value(|item: &mut Self| &mut item.every, maybe(duration(Duration::from_millis(100), HOUR))),
         ),
         row(
@@ -174,6 +228,10 @@ impl SettingsTable for UpstreamItem {
         UpstreamItem {
             url: None,
             gym: None,
+            dns: None,
+            resolver: Vec::new(),
+            kubernetes: None,
+            file: None,
             every: Some(DEFAULT_INTERVAL),
             name: None,
             models: None,
@@ -210,7 +268,7 @@ pub fn parse_weight(text: &str) -> ReadResult<f64> {
 
 /// An upstream as the file would hold it, secrets masked.
 pub fn show_upstream(upstream: &UpstreamConfig) -> Value {
-    let mut shown = UpstreamItem::of_upstream(upstream).shown(&UpstreamItem::SOURCE_KEYS);
+    let mut shown = UpstreamItem::of_upstream(upstream).shown(|key| !SOURCE_KEYS.contains(&key));
     // The file rejects `tls` for a URL without TLS.
     if !upstream.url.https {
         shown["tls"] = Value::Null;
@@ -219,11 +277,23 @@ pub fn show_upstream(upstream: &UpstreamConfig) -> Value {
 }
 
 fn show_source(source: &DiscoverySource) -> Value {
-    UpstreamItem::of_source(source).shown(&UpstreamItem::UPSTREAM_KEYS)
+    let kind = source.ask.key();
+    let mut shown = UpstreamItem::of_source(source).shown(|key| why_not_of_source(kind, key).is_none());
+    // As in `show_upstream`. The engines of a `gym` have URLs of their own.
+    if let DiscoveryMethod::Dns(DnsLookup { name, .. }) = &source.ask
+        && !name.url.https
+    {
+        shown["tls"] = Value::Null;
+    }
+    shown
 }
 
 fn shown_url(url: &UpstreamUrl) -> Value {
     json!(url.display())
+}
+
+fn shown_dns(name: &DnsName) -> Value {
+    json!(name.display())
 }
 
 fn upstream_name(text: &str) -> ReadResult<String> {

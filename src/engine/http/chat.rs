@@ -12,7 +12,7 @@ use super::reply::{self, Reply};
 use super::run::{EngineCall, GenerationRequest, Job, chat_logprob, finish_reason};
 use super::stream::{self, EventWriter, ReplyEvents};
 use super::token;
-use super::usage::AnswerUsage;
+use super::usage::{AnswerUsage, CachedReport};
 
 /// The parts of the answer that follow from the request.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ struct ChatReplyForm {
     prompt_text: bool,
     include_usage: bool,
     continuous_usage: bool,
-    reports_cached: bool,
+    reports_cached: CachedReport,
 }
 
 /// Answers `POST /v1/chat/completions`.
@@ -130,7 +130,7 @@ impl ChatReplyForm {
             prompt_text: is_on(&body["return_prompt_text"]),
             include_usage: usage,
             continuous_usage: usage && is_on(&body["stream_options"]["continuous_usage_stats"]),
-            reports_cached: call.shared.options.prompt_tokens_details,
+            reports_cached: call.shared.options.cached_report(),
         }
     }
 
@@ -149,7 +149,7 @@ impl ChatReplyForm {
     fn whole(&self, job: &Job, cached: usize) -> Value {
         let choices: Vec<Value> = (0..job.answers.len()).map(|index| self.choice(job, index)).collect();
         let completion = (0..job.answers.len()).map(|index| job.generation.reported(index).0).sum();
-        let cached = self.reports_cached.then_some(cached);
+        let cached = self.reports_cached.of(cached);
         let usage = AnswerUsage { prompt: job.prompt.len(), completion, cached };
         let prompt_text = self.prompt_text.then(|| token::decode(&job.prompt));
         json!({
@@ -345,7 +345,7 @@ impl ChatWriter {
 
     fn usage_chunk(&self) -> Value {
         let completion = self.reported.iter().sum();
-        let cached = self.form.reports_cached.then_some(self.cached);
+        let cached = self.form.reports_cached.of(self.cached);
         let mut chunk = self.form.chunk(json!([]));
         chunk["usage"] = AnswerUsage { prompt: self.prompt.len(), completion, cached }.last(true);
         chunk["system_fingerprint"] = json!(self.form.fingerprint);

@@ -11,7 +11,7 @@ use super::reply::{self, Reply};
 use super::run::{EngineCall, GenerationRequest, finish_reason, logprob};
 use super::stream::{self, EventWriter, ReplyEvents};
 use super::token;
-use super::usage::AnswerUsage;
+use super::usage::{AnswerUsage, CachedReport};
 
 /// The largest number of prompts in one request (`VLLM_MAX_COMPLETION_PROMPTS`).
 const MAX_PROMPTS: usize = 1_024;
@@ -27,7 +27,7 @@ struct CompletionsReplyForm {
     token_ids: bool,
     include_usage: bool,
     continuous_usage: bool,
-    reports_cached: bool,
+    reports_cached: CachedReport,
 }
 
 /// All choices of all prompts, in order.
@@ -119,7 +119,7 @@ impl CompletionsReplyForm {
             token_ids: is_on(&body["return_token_ids"]),
             include_usage: usage,
             continuous_usage: usage && is_on(&body["stream_options"]["continuous_usage_stats"]),
-            reports_cached: call.shared.options.prompt_tokens_details,
+            reports_cached: call.shared.options.cached_report(),
         }
     }
 
@@ -142,7 +142,7 @@ impl CompletionsReplyForm {
             })
         });
         let choices: Vec<Value> = choices.collect();
-        let cached = self.reports_cached.then_some(cached);
+        let cached = self.reports_cached.of(cached);
         let usage = AnswerUsage { prompt: batch.prompt_tokens, completion, cached };
         json!({
             "id": self.id,
@@ -220,7 +220,7 @@ impl EventWriter for CompletionWriter {
             Step::End => {
                 if self.form.include_usage {
                     let mut chunk = self.form.chunk(json!([]));
-                    let cached = self.form.reports_cached.then_some(self.cached);
+                    let cached = self.form.reports_cached.of(self.cached);
                     chunk["usage"] = AnswerUsage { cached, ..self.usage() }.last(false);
                     chunk["system_fingerprint"] = json!(self.form.fingerprint);
                     events.data(&chunk);

@@ -9,11 +9,11 @@ use super::plan::PlannedAnswer;
 use super::reply::{self, Reply};
 use super::run::{EngineCall, GenerationRequest, Job, finish_reason};
 use super::stream::{self, EventWriter, ReplyEvents};
-use super::usage::AnswerUsage;
+use super::usage::{AnswerUsage, CachedReport};
 
 struct GenerateReplyForm {
     id: String,
-    reports_cached: bool,
+    reports_cached: CachedReport,
     include_usage: bool,
 }
 
@@ -47,7 +47,7 @@ pub(super) async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
     request.n = number("n").and_then(|n| usize::try_from(n).ok()).unwrap_or(1);
     let form = GenerateReplyForm {
         id: call.id("generate-tokens", &input),
-        reports_cached: call.shared.options.prompt_tokens_details,
+        reports_cached: call.shared.options.cached_report(),
         include_usage: input.body["stream_options"]["include_usage"].as_bool().unwrap_or(false),
     };
     let mut job = call.start(request, lora.as_deref())?;
@@ -80,7 +80,7 @@ impl GenerateReplyForm {
             })
         });
         let choices: Vec<Value> = choices.collect();
-        let cached = self.reports_cached.then_some(cached);
+        let cached = self.reports_cached.of(cached);
         let usage = AnswerUsage { prompt: job.prompt.len(), completion, cached };
         json!({
             "request_id": self.id,
@@ -132,7 +132,7 @@ impl EventWriter for GenerateWriter {
             Step::Aborted { choice } => events.data(&self.chunk(choice, &[], Some("abort"))),
             Step::End => {
                 if self.form.include_usage {
-                    let cached = self.form.reports_cached.then_some(self.cached);
+                    let cached = self.form.reports_cached.of(self.cached);
                     let usage = AnswerUsage { prompt: self.prompt, completion: self.reported, cached };
                     events.data(&json!({
                         "request_id": self.form.id, "usage": usage.last(false), "output_mode": "tokens",

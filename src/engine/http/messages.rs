@@ -10,6 +10,7 @@ use super::render;
 use super::reply::{self, Reply};
 use super::run::{EngineCall, GenerationRequest, Job};
 use super::stream::{self, EventWriter, ReplyEvents};
+use super::usage::CachedReport;
 use crate::engine::batch::Finish;
 
 #[derive(Debug, Clone)]
@@ -18,7 +19,7 @@ struct MessagesReplyForm {
     model: String,
     /// The source of the ids and signatures of blocks.
     random: String,
-    reports_cached: bool,
+    reports_cached: CachedReport,
 }
 
 /// Answers `POST /v1/messages`.
@@ -42,7 +43,7 @@ pub(super) async fn create(call: &EngineCall) -> Result<Reply, ApiError> {
         id: call.id("chatcmpl", &input),
         model: name,
         random: call.shared.random_hex(),
-        reports_cached: call.shared.options.prompt_tokens_details,
+        reports_cached: call.shared.options.cached_report(),
     };
     let mut job = call.start(request, lora.as_deref())?;
     if streams {
@@ -165,9 +166,9 @@ impl MessagesReplyForm {
 
     /// Returns the usage; `input_tokens` excludes cached tokens.
     fn usage(&self, prompt: usize, completion: usize, cached: usize) -> Value {
-        if !self.reports_cached {
+        let Some(cached) = self.reports_cached.of(cached) else {
             return json!({"input_tokens": prompt, "output_tokens": completion});
-        }
+        };
         json!({
             "input_tokens": prompt - cached.min(prompt),
             "output_tokens": completion,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::usage::CachedReport;
 use crate::engine::batch::{EngineLimits, Timing};
 
 /// The settings of one simulated server, named as vLLM's flags where vLLM has one.
@@ -23,6 +24,8 @@ pub struct Options {
     pub seed: u64,
     /// Whether usage reports cached tokens (`--enable-prompt-tokens-details`).
     pub prompt_tokens_details: bool,
+    /// Whether usage reports no cached tokens where there are none, as older versions do.
+    pub omits_cached_zero: bool,
     /// Whether prompts are cached (`--no-enable-prefix-caching`).
     pub prefix_caching: bool,
     /// The algorithm of block hashes in `/metrics` (`--prefix-caching-hash-algo`).
@@ -76,6 +79,7 @@ impl Default for Options {
             max_num_queued_reqs: None,
             seed: 0,
             prompt_tokens_details: true,
+            omits_cached_zero: false,
             prefix_caching: true,
             hash_algo: "sha256".to_owned(),
             log_stats: true,
@@ -109,6 +113,15 @@ impl Options {
             max_running: self.max_num_seqs,
             max_waiting: self.max_num_queued_reqs,
             ..EngineLimits::default()
+        }
+    }
+
+    /// When usage reports cached tokens.
+    pub(super) fn cached_report(&self) -> CachedReport {
+        match (self.prompt_tokens_details, self.omits_cached_zero) {
+            (false, _) => CachedReport::Never,
+            (true, true) => CachedReport::Hits,
+            (true, false) => CachedReport::Always,
         }
     }
 

@@ -11,6 +11,27 @@ pub(super) struct AnswerUsage {
     pub cached: Option<usize>,
 }
 
+/// When the usage of answers reports cached tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CachedReport {
+    Never,
+    /// Only where there are any.
+    Hits,
+    Always,
+}
+
+// === impl CachedReport ===
+
+impl CachedReport {
+    /// Returns the number that the usage reports.
+    pub(super) fn of(self, cached: usize) -> Option<usize> {
+        Some(cached)
+            .filter(|cached| self == CachedReport::Always || self == CachedReport::Hits && *cached > 0)
+    }
+}
+
+// === impl AnswerUsage ===
+
 impl AnswerUsage {
     /// Returns the usage of a whole answer; `created` is the API's value for newly cached tokens.
     pub(super) fn whole(&self, created: Value) -> Value {

@@ -29,7 +29,7 @@ pub enum FailureKind {
 
 /// The failed attempts of one request, by upstream id.
 #[derive(Debug, Default)]
-pub struct BlameLedger {
+pub(crate) struct BlameLedger {
     last: Option<(usize, FailureKind)>,
     /// `last` is undecided until the next attempt ends.
     open: bool,
@@ -40,7 +40,7 @@ pub struct BlameLedger {
 impl BlameLedger {
     /// Records a failed attempt. Returns the upstream of the failure before it, if that one counts.
     #[must_use]
-    pub fn failed(&mut self, upstream: usize, kind: FailureKind) -> Option<usize> {
+    pub(crate) fn failed(&mut self, upstream: usize, kind: FailureKind) -> Option<usize> {
         let before = self.last.replace((upstream, kind));
         let was_open = std::mem::replace(&mut self.open, true);
         let is_alike = before.is_some_and(|(other, other_kind)| other != upstream && other_kind == kind);
@@ -53,13 +53,13 @@ impl BlameLedger {
 
     /// Decides that an undecided failure counts, and returns its upstream.
     #[must_use]
-    pub fn conclude(&mut self) -> Option<usize> {
+    pub(crate) fn conclude(&mut self) -> Option<usize> {
         let was_open = std::mem::replace(&mut self.open, false);
         self.last.filter(|_| was_open).map(|(upstream, _)| upstream)
     }
 
     /// Whether a failure is undecided.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.open
     }
 }

@@ -301,6 +301,32 @@ fn starts_at_a_tenth_of_its_weight_after_coming_back_and_is_warm_after_ten_secon
     }
 }
 
+/// The state after a drain was as old as before the drain.
+#[test]
+fn a_state_that_a_drain_hid_begins_with_the_end_of_the_drain() {
+    let table = [
+        ("40", 40),
+        ("40 undrain", 40),
+        ("40 drain", 0),
+        ("40 drain 3 drain 2", 5),
+        ("40 drain 3 undrain", 0),
+        ("40 drain 3 undrain 2 undrain 1", 3),
+        ("40 drain 3 undrain 2 drain 1", 1),
+        ("40 drain 3 undrain 2 -", 0),
+        ("drain 2 x x 4 undrain 1", 1),
+    ];
+    for (script, seconds) in table {
+        let mut bench = MachineBench::ready();
+        let status = bench.play(script);
+        assert_eq!(bench.now - status.since, Duration::from_secs(seconds), "{script}");
+    }
+    let mut bench = MachineBench::ready();
+    let tripped = bench.now;
+    let status = bench.play("fail fail fail 1 drain 1 undrain");
+    assert_eq!((status.state, status.since), (UpstreamState::Tripped, bench.now));
+    assert_eq!(status.trip_end(), Some(tripped + Duration::from_secs(5)), "a drain does not prolong a trip");
+}
+
 #[test]
 fn opens_at_the_end_of_a_trip() {
     let mut bench = MachineBench::ready();

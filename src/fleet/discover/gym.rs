@@ -11,13 +11,19 @@
 //! ignores it. `model` does not limit the models of an engine: the prober reads the engine's own list, which
 //! has LoRA adapters and `max_model_len`; an engine without such a list serves `model`.
 //!
-//! Pure: parses a document and does no I/O. An invalid document is rejected as a whole.
+//! An invalid document is rejected as a whole.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
+use http::StatusCode;
 use serde_json::{Map, Value};
 
-use super::DiscoveredServers;
+use super::super::client::{FetchError, UpstreamClient};
+use super::engine::{DiscoveredEngine, FoundEngine};
+use super::source::{FailureReason, PlannedSource, SourceFailure, SourceReporter};
+use super::{POLL_TIMEOUT, UNANSWERED_POLL_INTERVAL};
 use crate::config::problem::seen;
 use crate::config::secret::Secret;
 use crate::config::types::UpstreamUrl;
@@ -25,10 +31,69 @@ use crate::config::url;
 use crate::config::values::{plain, secret};
 
 /// The path of the document.
-pub(super) const PATH: &str = "/get_inner_vllm_config";
+const PATH: &str = "/get_inner_vllm_config";
 
 /// The largest number of engines that one source may list.
 const MAX_ENGINES: usize = 1024;
+
+/// The engines that a model server lists, and the settings it gives for all of them.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct DiscoveredServers {
+    urls: Vec<UpstreamUrl>,
+    api_key: Option<Secret>,
+    model: Option<String>,
+}
+
+/// Polls the model server until dropped.
+pub(super) async fn follow(source: &Arc<PlannedSource>, mut reporter: SourceReporter) {
+    let (every, mut answered) = (source.source.every, false);
+    loop {
+        match poll(source, reporter.client(), POLL_TIMEOUT).await {
+            Ok(engines) => {
+                answered = true;
+                if !reporter.listed(engines).await {
+                    return;
+                }
+            }
+            Err(failure) => reporter.failed(&failure),
+        }
+        tokio::time::sleep(if answered { every } else { every.min(UNANSWERED_POLL_INTERVAL) }).await;
+    }
+}
+
+/// Requests the list of engines once.
+pub(super) async fn poll(
+    source: &PlannedSource,
+    client: &UpstreamClient,
+    limit: Duration,
+) -> Result<Vec<DiscoveredEngine>, SourceFailure> {
+    let failure = |reason, what: String| SourceFailure::new(reason, format!("GET {PATH}: {what}"));
+    let Some(server) = &source.server else {
+        return Err(failure(FailureReason::Unreachable, "it has no URL".into()));
+    };
+    let answer = client.small(server, PATH, limit).await.map_err(|error| {
+        let reason = match error {
+            FetchError::Timeout(_) => FailureReason::Timeout,
+            FetchError::Answer(_) => FailureReason::Invalid,
+            _ => FailureReason::Unreachable,
+        };
+        failure(reason, error.to_string())
+    })?;
+    if answer.status() != StatusCode::OK {
+        return Err(failure(FailureReason::Refused, format!("status {}", answer.status().as_u16())));
+    }
+    let found = parse(answer.body()).map_err(|why| failure(FailureReason::Invalid, why))?;
+    Ok(engines_of(&found))
+}
+
+/// Returns the engines of a document.
+pub(super) fn engines_of(found: &DiscoveredServers) -> Vec<DiscoveredEngine> {
+    let engine = |url: &UpstreamUrl| {
+        let (api_key, model) = (found.api_key.clone(), found.model.clone());
+        FoundEngine { api_key, model, ..FoundEngine::at(url.clone()) }.into()
+    };
+    found.urls.iter().map(engine).collect()
+}
 
 /// Parses the document, or returns what is wrong with it.
 pub(super) fn parse(body: &[u8]) -> Result<DiscoveredServers, String> {

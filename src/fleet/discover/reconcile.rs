@@ -6,8 +6,10 @@
 //! listed by   sources and operator owner: the operator; the upstream is unchanged
 //!             sources only         owner: discovery; it enters the fleet with the source's settings
 //! removed     by the operator      stays out for as long as some source lists it
+//! refused     by the fleet         tried again after a pause, which doubles; what the fleet has of it stays
 //! no longer   listed               released when the listed upstreams are ready, at the latest after
-//!                                  `MAX_RELEASE_WAIT`; its requests in flight end
+//!                                  `MAX_RELEASE_WAIT`; its requests in flight end. One that
+//!                                  `leaves_at_once` does not wait
 //! ```
 //!
 //! The operator acts through the file, the command line and the admin interface, here or at a sibling. An
@@ -24,12 +26,22 @@ use crate::fleet::FleetChange;
 /// The longest time that an upstream which is no longer listed is kept while its replacements start.
 const MAX_RELEASE_WAIT: Duration = Duration::from_secs(30);
 
+/// The pause after the first refusal of an upstream; it doubles with each further one.
+const MIN_REFUSAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// The longest pause before an upstream that was refused is tried again.
+const MAX_REFUSAL_PAUSE: Duration = Duration::from_secs(30);
+
 /// An upstream that is in the fleet.
 #[derive(Clone, Copy)]
 pub(super) struct PresentUpstream<'a> {
     pub config: &'a UpstreamConfig,
     pub removing: bool,
     pub ready: bool,
+    /// The source lists engines that are ready, and none that are to get no more requests.
+    pub leaves_at_once: bool,
+    /// The source of the upstream is configured, and has answered.
+    pub has_answer: bool,
 }
 
 /// The fleet, and the lists of the sources.
@@ -51,8 +63,17 @@ enum Ownership {
     Operator,
     /// The operator removed the upstream.
     Removed,
-    /// The upstream could not be added to the fleet.
-    Unusable,
+}
+
+/// An upstream that could not be added to the fleet, or not with these settings.
+struct Refusal {
+    config: Box<UpstreamConfig>,
+    /// The weight in the settings that the fleet accepted before, if there were any.
+    given_weight: Option<f64>,
+    pause: Duration,
+    retry_at: Instant,
+    /// The fleet had the upstream with earlier settings in the last round.
+    is_present: bool,
 }
 
 /// The owners of all listed engines, and the upstreams that wait for their release.
@@ -60,6 +81,10 @@ enum Ownership {
 pub(super) struct Ownerships {
     /// The owners by the URLs of the engines.
     known: BTreeMap<UpstreamUrl, Ownership>,
+    /// The last refusals of listed upstreams by the URLs of the engines.
+    refusals: BTreeMap<UpstreamUrl, Refusal>,
+    /// The weights in the accepted settings that the changes of the last round replace, by URL.
+    replaced: BTreeMap<UpstreamUrl, f64>,
     /// The names of discovered upstreams that are no longer listed, and since when.
     releasing: BTreeMap<String, Instant>,
 }
@@ -106,6 +131,15 @@ impl<'a> FleetIndex<'a> {
     }
 }
 
+// === impl Refusal ===
+
+impl Refusal {
+    /// Whether these settings were refused, and nothing tells that they are others now.
+    fn still_applies(&self, config: &UpstreamConfig, now: &FleetView<'_>) -> bool {
+        *self.config == *config && !now.resend
+    }
+}
+
 // === impl Ownerships ===
 
 impl Ownerships {
@@ -114,27 +148,59 @@ impl Ownerships {
         let index = FleetIndex::new(now);
         let mut changes = Vec::new();
         let mut before = std::mem::take(&mut self.known);
+        let mut refusals = std::mem::take(&mut self.refusals);
         let mut entering = false;
+        self.replaced.clear();
         for config in now.listed {
-            let (before, count) = (before.remove(&config.url), changes.len());
-            // An upstream that could not be used before delays no release.
-            let may_enter = !matches!(before, Some(Ownership::Unusable));
-            let ownership = reconcile_one(before, config, now, &index, &mut changes);
-            entering |= may_enter && changes.len() > count;
+            let (mut before, count) = (before.remove(&config.url), changes.len());
+            // An upstream that has an owner was accepted since.
+            let refusal = refusals.remove(&config.url).filter(|_| before.is_none());
+            let given_weight = match &before {
+                Some(Ownership::Discovery(given)) => Some(given.weight),
+                _ => refusal.as_ref().and_then(|refusal| refusal.given_weight),
+            };
+            let refusal = refusal.filter(|refusal| refusal.still_applies(config, now));
+            let is_refused = refusal.is_some();
+            if let Some(mut refusal) = refusal {
+                let is_present = index.discovered(config).is_some();
+                if std::mem::replace(&mut refusal.is_present, is_present) && !is_present {
+                    before = Some(Ownership::Removed);
+                } else {
+                    let waits = now.now < refusal.retry_at && !index.belongs_to_operator(config);
+                    self.refusals.insert(config.url.clone(), refusal);
+                    if waits {
+                        continue;
+                    }
+                }
+            }
+            let ownership = reconcile_one(before, given_weight, config, now, &index, &mut changes);
+            if let Some(weight) = given_weight.filter(|_| changes.len() > count) {
+                self.replaced.insert(config.url.clone(), weight);
+            }
+            // An upstream that was refused before delays no release.
+            entering |= !is_refused && changes.len() > count;
             self.known.insert(config.url.clone(), ownership);
         }
         self.release(now, &index, entering, &mut changes);
         changes
     }
 
-    /// Marks an upstream that could not be added; the next round tries again.
-    pub(super) fn mark_unusable(&mut self, url: &UpstreamUrl) {
-        self.known.insert(url.clone(), Ownership::Unusable);
+    /// Marks an upstream that could not be added, or not with its settings. Returns whether that is news.
+    pub(super) fn mark_unusable(&mut self, url: &UpstreamUrl, now: Instant) -> bool {
+        let Some(Ownership::Discovery(config)) = self.known.remove(url) else { return false };
+        let before = self.refusals.remove(url);
+        let is_first = before.is_none();
+        let pause = before.map_or(MIN_REFUSAL_PAUSE, |before| (before.pause * 2).min(MAX_REFUSAL_PAUSE));
+        let given_weight = self.replaced.remove(url);
+        let refusal = Refusal { config, given_weight, pause, retry_at: now + pause, is_present: false };
+        self.refusals.insert(url.clone(), refusal);
+        is_first
     }
 
     /// Returns when the next round is due although nothing has changed.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.releasing.values().min().map(|since| *since + MAX_RELEASE_WAIT)
+        let releases = self.releasing.values().map(|since| *since + MAX_RELEASE_WAIT);
+        releases.chain(self.refusals.values().map(|refusal| refusal.retry_at)).min()
     }
 
     /// Releases upstreams that are no longer listed, or that the operator has under another name. Upstreams
@@ -146,17 +212,23 @@ impl Ownerships {
         entering: bool,
         changes: &mut Vec<FleetChange>,
     ) {
-        let settled = !entering && !now.unanswered && self.all_ready(index);
+        let settled = !entering && self.all_ready(index);
         let mut before = std::mem::take(&mut self.releasing);
         for there in now.present(true) {
             let config = there.config;
-            if self.given(&config.url).is_some_and(|given| given.name == config.name) {
+            let refused = self.refusals.get(&config.url).map(|refusal| &*refusal.config);
+            let listed = self.given(&config.url).or(refused);
+            if listed.is_some_and(|listed| listed.name == config.name) {
                 continue;
             }
             let since = before.remove(&config.name).unwrap_or(now.now);
             let late = !entering && now.now.saturating_duration_since(since) >= MAX_RELEASE_WAIT;
             let twice = index.operator_urls.contains(&config.url);
-            if settled || late || twice {
+            // Another engine that has its name has to enter first.
+            let at_once = !entering && there.leaves_at_once;
+            // Without its source any other may list it.
+            let settled = settled && (there.has_answer || !now.unanswered);
+            if settled || late || twice || at_once {
                 changes.push(FleetChange::Release { name: config.name.clone() });
             } else {
                 self.releasing.insert(config.name.clone(), since);
@@ -179,9 +251,10 @@ impl Ownerships {
     }
 }
 
-/// Decides the owner of one listed engine.
+/// Decides the owner of one listed engine. `given_weight`: of the settings that were accepted last.
 fn reconcile_one(
     before: Option<Ownership>,
+    given_weight: Option<f64>,
     config: &UpstreamConfig,
     now: &FleetView<'_>,
     index: &FleetIndex<'_>,
@@ -190,17 +263,26 @@ fn reconcile_one(
     if index.belongs_to_operator(config) {
         return Ownership::Operator;
     }
-    match (before, index.discovered(config)) {
-        (None | Some(Ownership::Unusable), _) | (Some(Ownership::Operator), Some(_)) => {
-            changes.push(FleetChange::Upsert(config.clone()));
+    let there = index.discovered(config);
+    // An operator's weight stays until the source gives another one than before.
+    let kept = there.filter(|_| given_weight == Some(config.weight)).map(|there| there.config.weight);
+    let change =
+        || FleetChange::Upsert(UpstreamConfig { weight: kept.unwrap_or(config.weight), ..config.clone() });
+    match (before, there) {
+        (None, _) | (Some(Ownership::Operator), Some(_)) => changes.push(change()),
+        (Some(Ownership::Discovery(given)), None) if given.name != config.name => {
+            // The source has renamed the engine, unless the operator had removed it.
+            if index.discovered(&given).is_none() {
+                return Ownership::Removed;
+            }
+            changes.push(change());
         }
         (Some(_), None) | (Some(Ownership::Removed), _) => return Ownership::Removed,
-        (Some(Ownership::Discovery(given)), Some(there)) => {
+        (Some(Ownership::Discovery(given)), Some(_)) => {
             if *given == *config && !now.resend {
                 return Ownership::Discovery(given);
             }
-            let weight = if given.weight == config.weight { there.config.weight } else { config.weight };
-            changes.push(FleetChange::Upsert(UpstreamConfig { weight, ..config.clone() }));
+            changes.push(change());
         }
     }
     Ownership::Discovery(Box::new(config.clone()))

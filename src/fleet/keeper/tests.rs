@@ -1,6 +1,7 @@
 //! The keeper's handling of messages, one by one.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::super::breaker::UpstreamSignal;
 use super::super::change::FleetChange;
@@ -81,6 +82,36 @@ async fn removes_an_upstream_with_a_late_request_when_that_request_ends() {
         let message = tokio::time::timeout(Duration::from_secs(60), keeper.inbox.recv()).await;
         handle(&mut keeper, message.expect("the keeper gets another message").expect("the fleet lives"));
         assert!(keeper.fleet.snapshot().watched(id).is_none(), "force {force}: none is in flight");
+    }
+}
+
+/// As another program, or an engine with a wrong clock, may report.
+#[tokio::test(start_paused = true)]
+async fn a_start_in_the_far_future_hides_no_restart() {
+    let mut keeper = keeper();
+    let id = keeper.records.present()[0].upstream().id;
+    let mut incarnation = |started| {
+        let metrics = EngineMetrics { started: Some(started), ..EngineMetrics::default() };
+        handle(&mut keeper, KeeperMessage::Metrics { id, metrics });
+        keeper.fleet.snapshot().entries[0].incarnation
+    };
+    assert_eq!([1e12, 100.0, 1e12, 100.0, 200.0, 1e12].map(&mut incarnation), [0, 0, 0, 0, 1, 1]);
+}
+
+/// The clocks of engines and balancers differ: only the engine's own figures are compared with each other.
+#[tokio::test(start_paused = true)]
+async fn a_restart_is_found_whatever_the_clocks_say() {
+    let own = SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is set").as_secs_f64();
+    let day = 24.0 * 3600.0;
+    for ahead in [-10_000.0 * day, -2.0 * day, -60.0, 0.0, 60.0, 0.9 * day] {
+        let mut keeper = keeper();
+        let id = keeper.records.present()[0].upstream().id;
+        let incarnations = [0.0, 0.0, 0.5, 0.5].map(|later| {
+            let metrics = EngineMetrics { started: Some(own + ahead + later), ..EngineMetrics::default() };
+            handle(&mut keeper, KeeperMessage::Metrics { id, metrics });
+            keeper.fleet.snapshot().entries[0].incarnation
+        });
+        assert_eq!(incarnations, [0, 0, 1, 1], "{ahead} s ahead");
     }
 }
 

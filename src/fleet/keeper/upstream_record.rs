@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::super::breaker::{Admits, BreakerMachine, BreakerRules, UpstreamSignal};
 use super::super::keeper_message::SiblingFacts;
@@ -12,6 +12,10 @@ use super::super::upstream::Upstream;
 use super::miss;
 use crate::aggregate::{EngineMetrics, ModelCard};
 use crate::observe::Observer;
+
+/// The largest difference by which an engine's clock is ahead. A start further ahead counts as unknown: every
+/// restart until then would count as earlier.
+const MAX_CLOCK_LEAD: Duration = Duration::from_secs(24 * 3600);
 
 /// A change of an upstream's capacity that wakes waiting requests.
 pub(super) enum CapacityEvent {
@@ -93,7 +97,9 @@ impl UpstreamRecord {
     pub(super) fn read_metrics(&mut self, metrics: &EngineMetrics) -> bool {
         let mut updated = false;
         // Only a later start counts: when several processes share an address, the pages alternate.
-        match (self.started, metrics.started) {
+        let latest = unix_now() + MAX_CLOCK_LEAD.as_secs_f64();
+        let started = metrics.started.filter(|started| *started <= latest);
+        match (self.started, started) {
             (Some(before), Some(started)) if started > before => {
                 self.start_incarnation("restarted");
                 self.machine.restarted();
@@ -203,6 +209,11 @@ impl UpstreamRecord {
         }
         (gained || admits > before).then_some(CapacityEvent::Room)
     }
+}
+
+/// Returns the present time in Unix seconds.
+fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// Whether two lists have the same models. The creation times and permission ids of the cards are ignored:

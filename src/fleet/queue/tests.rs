@@ -14,6 +14,9 @@ use crate::config::url;
 use crate::observe::Observer;
 use crate::route::upstreams::RouteUpstreams;
 
+mod limits;
+mod properties;
+
 const LONG: Duration = Duration::from_secs(1000);
 
 /// A server with a number of free places and the models that it serves.
@@ -67,14 +70,14 @@ async fn admitted(
     if !queue.is_waiting(&key) && room() {
         return Ok(looks);
     }
-    let mut turn = queue.wait(key.clone(), None, deadline).await?;
+    let mut turn = queue.wait(key.clone(), MissedLook::default(), deadline).await?;
     loop {
         looks += 1;
         if room() {
             turn.taken();
             return Ok(looks);
         }
-        turn = turn.wait_on(None, deadline).await?;
+        turn = turn.wait_on(MissedLook::default(), deadline).await?;
     }
 }
 
@@ -195,8 +198,8 @@ async fn offers_a_place_that_the_head_does_not_take_to_the_next_line() {
     let queue = Queue::new(10, Observer::default());
     let servers = [Server::new(0, &queue, 0, &["m"])];
     let deadline = after(LONG);
-    let turn = queue.wait(key("m"), None, deadline).await.expect("there is a place to wait");
-    let mut head = Box::pin(turn.wait_on(None, deadline));
+    let turn = queue.wait(key("m"), MissedLook::default(), deadline).await.expect("there is a place to wait");
+    let mut head = Box::pin(turn.wait_on(MissedLook::default(), deadline));
     let mut look = || head.as_mut().poll(&mut Context::from_waker(Waker::noop()));
     assert!(look().is_pending());
     let tried = QueueKey { tried: vec![7], ..key("m") };
@@ -206,7 +209,7 @@ async fn offers_a_place_that_the_head_does_not_take_to_the_next_line() {
     assert!(poll(&mut other).is_pending(), "the head looks first: it has waited longer");
     let Poll::Ready(Ok(turn)) = look() else { panic!("there is room") };
     // The head does not take the place.
-    let mut head = Box::pin(turn.wait_on(None, deadline));
+    let mut head = Box::pin(turn.wait_on(MissedLook::default(), deadline));
     assert!(head.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
     assert!(poll(&mut other).is_ready());
 }
@@ -238,109 +241,11 @@ async fn the_head_looks_again_when_an_engines_retry_after_ends() {
     let queue = Queue::new(9, Observer::default());
     let start = super::super::now();
     let until = start + Duration::from_secs(3);
-    let turn = queue.wait(key("m"), Some(until), after(LONG)).await.expect("the head looks at once");
-    let turn = turn.wait_on(Some(until), after(LONG)).await.expect("the head looks at the given time");
+    let missed = MissedLook { until: Some(until), delay: None };
+    let turn = queue.wait(key("m"), missed, after(LONG)).await.expect("the head looks at once");
+    let turn = turn.wait_on(missed, after(LONG)).await.expect("the head looks at the given time");
     assert_eq!(super::super::now(), until);
     // Without a new time it waits for an event.
-    let waited_out = turn.wait_on(None, until + Duration::from_secs(1)).await;
+    let waited_out = turn.wait_on(MissedLook::default(), until + Duration::from_secs(1)).await;
     assert!(matches!(waited_out, Err(QueueRefusal::WaitedOut { .. })));
-}
-
-/// One step of a schedule.
-#[derive(Clone, Debug)]
-enum QueueStep {
-    Arrive(usize),
-    Leave(prop::sample::Index),
-    Free(usize),
-    Poll(prop::sample::Index),
-}
-
-fn steps() -> impl Strategy<Value = Vec<QueueStep>> {
-    let index = any::<prop::sample::Index>;
-    let step = prop_oneof![
-        4 => (0..4usize).prop_map(QueueStep::Arrive),
-        1 => index().prop_map(QueueStep::Leave),
-        3 => (0..3usize).prop_map(QueueStep::Free),
-        4 => index().prop_map(QueueStep::Poll),
-    ];
-    prop::collection::vec(step, 0..80)
-}
-
-/// Polls all requests until none is admitted any more; moves the admitted ones to `order`.
-fn run_until_idle(waiting: &mut Vec<(usize, usize, Waiting<'_>)>, order: &mut Vec<(usize, usize)>) {
-    loop {
-        let before = waiting.len();
-        waiting.retain_mut(|(model, number, future)| match poll(future) {
-            Poll::Ready(Ok(_)) => {
-                order.push((*model, *number));
-                false
-            }
-            Poll::Ready(Err(refused)) => panic!("{refused:?}"),
-            Poll::Pending => true,
-        });
-        if waiting.len() == before {
-            return;
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
-    /// In any order of arrivals, departures, freed places and polls: no request overtakes another of its
-    /// model, no request waits beside a free place once all have run, and the counts return to zero.
-    #[test]
-    fn keeps_order_and_serves_every_request_in_any_schedule(steps in steps()) {
-        const MODELS: [&str; 4] = ["a", "b", "c", "d"];
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_time().start_paused(true).build().expect("a runtime without sockets");
-        let _entered = runtime.enter();
-        let queue = Queue::new(1000, Observer::default());
-        let servers = [
-            Server::new(0, &queue, 1, &["a", "b"]),
-            Server::new(1, &queue, 0, &["b", "c"]),
-            Server::new(2, &queue, 0, &["d", "a", "c"]),
-        ];
-        let deadline = after(LONG);
-        let mut waiting: Vec<(usize, usize, Waiting<'_>)> = Vec::new();
-        let mut order = Vec::new();
-        for (number, step) in steps.into_iter().enumerate() {
-            match step {
-                QueueStep::Arrive(model) => {
-                    let mut future: Waiting<'_> =
-                        Box::pin(admitted(queue.clone(), key(MODELS[model]), &servers, deadline));
-                    match poll(&mut future) {
-                        Poll::Ready(_) => order.push((model, number)),
-                        Poll::Pending => waiting.push((model, number, future)),
-                    }
-                }
-                QueueStep::Leave(at) if !waiting.is_empty() => drop(waiting.remove(at.index(waiting.len()))),
-                QueueStep::Free(server) => servers[server].free(),
-                QueueStep::Poll(at) if !waiting.is_empty() => {
-                    let at = at.index(waiting.len());
-                    if poll(&mut waiting[at].2).is_ready() {
-                        let (model, number, _) = waiting.remove(at);
-                        order.push((model, number));
-                    }
-                }
-                _ => {}
-            }
-        }
-        run_until_idle(&mut waiting, &mut order);
-        for (model, name) in MODELS.iter().enumerate() {
-            let numbers: Vec<usize> = order.iter().filter(|(m, _)| *m == model).map(|(_, n)| *n).collect();
-            prop_assert!(numbers.is_sorted(), "{name}: {numbers:?}");
-        }
-        for (model, _, _) in &waiting {
-            let key = key(MODELS[*model]);
-            let free = |server: &Server| {
-                key.served_by(&server.upstream.live.identity) && server.places.load(Ordering::Relaxed) > 0
-            };
-            prop_assert!(!servers.iter().any(free), "{} waits beside a free place", MODELS[*model]);
-        }
-        prop_assert_eq!(queue.len(), waiting.len());
-        waiting.clear();
-        prop_assert_eq!(queue.len(), 0);
-        prop_assert!(queue.lock().by_key.is_empty());
-    }
 }

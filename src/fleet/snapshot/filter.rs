@@ -169,7 +169,7 @@ impl<'a, 'q> CandidateFilter<'a, 'q> {
         }
         let load = row.live.load_at(self.millis);
         let busy = row.live.busy_until(self.millis);
-        if busy.is_some() || load.active >= row.max_active {
+        if (busy.is_some() || load.active >= row.max_active) && !query.even_full {
             let (best, until) = self.full.unwrap_or((rank, None));
             let until = until.into_iter().chain(busy).min();
             self.full = Some((best.min(rank), until));

@@ -38,6 +38,26 @@ impl MetricsBuilder {
         self.counters(name, help, &[]).with_label_values(&[])
     }
 
+    /// Gauges of whole numbers with these labels.
+    pub(super) fn gauges(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &'static [&'static str],
+    ) -> MetricVec<IntGauge> {
+        self.enter(MetricSpec::gauge(name, help, labels))
+    }
+
+    /// Gauges with these labels.
+    pub(super) fn float_gauges(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &'static [&'static str],
+    ) -> MetricVec<FloatGauge> {
+        self.enter(MetricSpec::gauge(name, help, labels))
+    }
+
     /// A gauge of whole numbers without labels.
     pub(super) fn gauge(&self, name: &'static str, help: &'static str) -> Arc<IntGauge> {
         self.enter(MetricSpec::gauge(name, help, &[])).with_label_values(&[])

@@ -8,6 +8,7 @@ use super::series::{Counter, FloatGauge, IntGauge, MetricVec, SecondsHistogram};
 /// The metrics of Redis and the siblings.
 pub(in crate::observe) struct ExchangeMetrics {
     pub redis_up: Arc<IntGauge>,
+    pub members_shared: Arc<IntGauge>,
     pub redis_failures: MetricVec<Counter>,
     pub round_trip: Arc<FloatGauge>,
     pub lag: Arc<SecondsHistogram>,
@@ -23,10 +24,14 @@ impl ExchangeMetrics {
     pub(super) fn new(make: &MetricsBuilder) -> Self {
         ExchangeMetrics {
             redis_up: make.gauge("vllm_lb_redis_up", "1 while Redis accepts the balancer's messages"),
+            members_shared: make.gauge(
+                "vllm_lb_members_shared",
+                "1 while changes of upstreams at run time reach the balancers on the same Redis",
+            ),
             redis_failures: make.counters(
                 "vllm_lb_redis_failures_total",
-                "failures with Redis: `lost`, `silent`, `password`, `full`, `refused`, `strange` \
-                 ([meanings](troubleshooting.md#redis-is-away))",
+                "failures with Redis: `lost`, `silent`, `password`, `permission`, `full`, `refused`, \
+                 `strange` ([meanings](troubleshooting.md#redis-is-away))",
                 &["cause"],
             ),
             round_trip: make.float_gauge(

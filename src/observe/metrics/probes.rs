@@ -12,7 +12,6 @@ pub(in crate::observe) struct ProbeMetrics {
     pub reports: MetricVec<Counter>,
     pub failed: MetricVec<Counter>,
     pub busy: MetricVec<Counter>,
-    pub discovery_failures: MetricVec<Counter>,
     pub signs_lost: Arc<Counter>,
 }
 
@@ -44,12 +43,6 @@ impl ProbeMetrics {
                 "vllm_lb_upstream_busy_total",
                 "answers by which an upstream reported that it is full",
                 &["upstream"],
-            ),
-            discovery_failures: make.counters(
-                "vllm_lb_discovery_failures_total",
-                "failed questions to a source of upstreams, such as `gym http://policy-model:11000`: no \
-                 answer, or one that cannot be used",
-                &["source"],
             ),
             signs_lost: make.counter(
                 "vllm_lb_signs_lost_total",

@@ -234,4 +234,7 @@ fn the_address_of_a_client_has_no_port() {
     for (client, wanted) in [("10.0.0.7:1", "10.0.0.7"), ("[::1]:4711", "::1"), ("unix", "unix")] {
         assert_eq!(address(client), wanted);
     }
+    for client in ["203.0.113.7", "2001:db8::7", "::1"] {
+        assert_eq!(address(client), client, "an address that a proxy has named");
+    }
 }

@@ -127,6 +127,21 @@ fn keeps_the_candidates_within_a_limit() {
     assert_eq!(keep_within(&mut Vec::new(), SECOND, |_| 1.0), None);
 }
 
+#[test]
+fn an_idle_engine_reads_only_the_prompt_itself() {
+    let known = ForecastTerms::default();
+    let busy = Candidate { own_backlog: 80_000, ..candidate(0, known, 80_000, 16_000) };
+    let found = |candidates: &[Candidate], trust: f64| {
+        least_idle(candidates, |_| trust).map(|idle| (idle.as_secs_f64() * 1e3).round())
+    };
+    assert_eq!(found(&[busy], 1.0), Some(2_020.0));
+    assert_eq!(found(&[busy, candidate(1, known, 0, 24_000)], 1.0), Some(2_020.0), "the least one");
+    assert_eq!(found(&[busy, candidate(1, known, 0, 8_000)], 1.0), Some(1_020.0));
+    assert_eq!(found(&[busy], 0.5), Some(1_010.0));
+    assert_eq!((found(&[busy], 0.0), found(&[busy], 9.0)), (Some(0.0), Some(2_020.0)));
+    assert_eq!(found(&[], 1.0), None);
+}
+
 fn any_terms() -> impl Strategy<Value = ForecastTerms> {
     (1e-4f32..60.0, 1e-7f32..1e-2).prop_map(|(base, per_token)| terms(base, per_token))
 }

@@ -15,7 +15,7 @@ use crate::proxy::placement::Placement;
 use crate::proxy::request::{ClientRequest, RequestScope};
 use crate::reply::ending::{ErrorEventForm, StreamTail};
 use crate::reply::sse::EventTracker;
-use crate::reply::usage::{StreamError, Usage, UsageMeter};
+use crate::reply::usage::{CachedTokensField, StreamError, Usage, UsageMeter};
 
 /// The events at the beginning of a Responses stream that announce the response without any content.
 const ANNOUNCING_EVENTS: u64 = 2;
@@ -118,6 +118,11 @@ impl AnswerPipeline {
     /// The usage that the answer has reported so far.
     pub(super) fn usage(&self) -> Option<Usage> {
         self.meter.as_ref().map(|meter| meter.usage())
+    }
+
+    /// The field in which the answer reports cached tokens, or would.
+    pub(super) fn cached_tokens_field(&self) -> Option<CachedTokensField> {
+        self.meter.as_ref()?.cached_tokens_field()
     }
 }
 

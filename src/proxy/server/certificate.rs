@@ -16,14 +16,14 @@ use tokio_rustls::TlsAcceptor;
 use crate::config::types::ListenTls;
 
 /// The certificate and the TLS acceptor of a listener.
-pub struct ListenerCertificate {
+pub(crate) struct ListenerCertificate {
     files: ListenTls,
     current: Arc<CurrentCertificate>,
     pub(super) acceptor: TlsAcceptor,
 }
 
 /// A certificate with its private key.
-pub type CertificatePair = Arc<CertifiedKey>;
+pub(crate) type CertificatePair = Arc<CertifiedKey>;
 
 /// The certificate for the next handshake.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl ResolvesServerCert for CurrentCertificate {
 
 impl ListenerCertificate {
     /// Reads the certificate and key files. ALPN selects HTTP/2.
-    pub fn new(files: &ListenTls) -> Result<Arc<Self>, String> {
+    pub(crate) fn new(files: &ListenTls) -> Result<Arc<Self>, String> {
         let provider = Arc::new(ring::default_provider());
         let current = Arc::new(CurrentCertificate(ArcSwap::from(read(files, &provider)?)));
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -51,13 +51,13 @@ impl ListenerCertificate {
     }
 
     /// Reads the files again; returns the certificate if it differs from the current one.
-    pub fn read_changed(&self) -> Result<Option<CertificatePair>, String> {
+    pub(crate) fn read_changed(&self) -> Result<Option<CertificatePair>, String> {
         let found = read(&self.files, &ring::default_provider())?;
         Ok((found.cert != self.current.0.load().cert).then_some(found))
     }
 
     /// Uses `pair` for the next handshakes.
-    pub fn replace(&self, pair: CertificatePair) {
+    pub(crate) fn replace(&self, pair: CertificatePair) {
         self.current.0.store(pair);
     }
 }

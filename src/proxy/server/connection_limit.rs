@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use tokio::sync::Notify;
 
 /// Counts open connections and grants permits for new ones up to a limit.
-pub struct ConnectionLimiter {
+pub(crate) struct ConnectionLimiter {
     /// 0: unlimited.
     limit: AtomicUsize,
     open: AtomicUsize,
@@ -14,10 +14,10 @@ pub struct ConnectionLimiter {
 }
 
 /// Counts one connection as open until it is dropped.
-pub struct ConnectionPermit(Arc<ConnectionLimiter>);
+pub(crate) struct ConnectionPermit(Arc<ConnectionLimiter>);
 
 impl ConnectionLimiter {
-    pub fn new(limit: usize) -> Arc<Self> {
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
         Arc::new(ConnectionLimiter {
             limit: AtomicUsize::new(limit),
             open: AtomicUsize::new(0),
@@ -26,26 +26,26 @@ impl ConnectionLimiter {
     }
 
     /// Changes the limit. Open connections above the new limit stay open.
-    pub fn set_limit(&self, limit: usize) {
+    pub(crate) fn set_limit(&self, limit: usize) {
         self.limit.store(limit, Relaxed);
         self.released.notify_waiters();
     }
 
     /// Returns a permit if the limit allows another connection.
-    pub fn try_acquire(self: &Arc<Self>) -> Option<ConnectionPermit> {
+    pub(crate) fn try_acquire(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let limit = self.limit.load(Relaxed);
         let more = |open: usize| (limit == 0 || open < limit).then_some(open + 1);
         self.open.fetch_update(Relaxed, Relaxed, more).ok().map(|_| ConnectionPermit(self.clone()))
     }
 
     /// Returns a permit even where the limit is reached.
-    pub fn acquire_beyond_limit(self: &Arc<Self>) -> ConnectionPermit {
+    pub(crate) fn acquire_beyond_limit(self: &Arc<Self>) -> ConnectionPermit {
         self.open.fetch_add(1, Relaxed);
         ConnectionPermit(self.clone())
     }
 
     /// Waits until the limit allows another connection.
-    pub async fn acquire(self: &Arc<Self>) -> ConnectionPermit {
+    pub(crate) async fn acquire(self: &Arc<Self>) -> ConnectionPermit {
         loop {
             let released = self.released.notified();
             tokio::pin!(released);

@@ -7,25 +7,25 @@ use crate::observe::Observer;
 use crate::proxy::Balancer;
 
 /// Serves the connections of a listener: the balancer and the limits of a connection.
-pub struct ConnectionServer {
+pub(crate) struct ConnectionServer {
     pub balancer: Balancer,
     pub limits: ConnectionLimits,
 }
 
 /// The server that all listeners share.
-pub type SharedServer = Arc<ConnectionServer>;
+pub(crate) type SharedServer = Arc<ConnectionServer>;
 
-pub fn shared_server(balancer: Balancer, limits: ConnectionLimits) -> SharedServer {
+pub(crate) fn shared_server(balancer: Balancer, limits: ConnectionLimits) -> SharedServer {
     Arc::new(ConnectionServer { balancer, limits })
 }
 
 impl ConnectionServer {
-    pub fn observer(&self) -> &Observer {
+    pub(crate) fn observer(&self) -> &Observer {
         &self.balancer.shared.observer
     }
 
     /// The limit of a request's head, as it is configured now.
-    pub fn header_bytes(&self) -> u64 {
+    pub(crate) fn header_bytes(&self) -> u64 {
         self.balancer.shared.settings.load().header_bytes
     }
 }

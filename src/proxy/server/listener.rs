@@ -15,7 +15,7 @@ use crate::config::types::{Listen, ListenAddress};
 use crate::proxy::wire::Transport;
 
 /// A bound socket with its certificate, if it serves TLS.
-pub struct Listener {
+pub(crate) struct Listener {
     socket: BoundSocket,
     tls: Option<Arc<ListenerCertificate>>,
     /// For records: the address with the port that was really taken.
@@ -35,7 +35,7 @@ pub(super) enum AcceptedSocket {
 
 impl Listener {
     /// Binds, and loads the certificate where there is one.
-    pub async fn bind(listen: &Listen) -> Result<Self, String> {
+    pub(crate) async fn bind(listen: &Listen) -> Result<Self, String> {
         let tls = listen.tls.as_ref().map(ListenerCertificate::new).transpose()?;
         let say = |address: &dyn Display, error: io::Error| format!("cannot listen on {address}: {error}");
         match &listen.address {
@@ -53,7 +53,7 @@ impl Listener {
     }
 
     /// Takes over a listening socket that another process has bound to this address.
-    pub fn from_inherited(socket: OwnedFd, listen: &Listen) -> Result<Self, String> {
+    pub(crate) fn from_inherited(socket: OwnedFd, listen: &Listen) -> Result<Self, String> {
         let tls = listen.tls.as_ref().map(ListenerCertificate::new).transpose()?;
         Self::inherit(socket, listen, tls)
             .map_err(|error| format!("cannot go on listening on {}: {error}", listen.address))
@@ -80,7 +80,7 @@ impl Listener {
     }
 
     /// Removes the file of a unix socket.
-    pub fn unlink(&self) {
+    pub(crate) fn unlink(&self) {
         if let Some(path) = self.address.strip_prefix("unix:") {
             std::fs::remove_file(path).ok();
         }
@@ -91,11 +91,11 @@ impl Listener {
         Ok(Listener { socket: BoundSocket::Tcp(socket), tls, address })
     }
 
-    pub fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
-    pub fn certificate(&self) -> Option<&Arc<ListenerCertificate>> {
+    pub(crate) fn certificate(&self) -> Option<&Arc<ListenerCertificate>> {
         self.tls.as_ref()
     }
 

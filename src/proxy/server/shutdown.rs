@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 
 /// The phases of a shutdown, in order; the phase never goes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ShutdownPhase {
+pub(crate) enum ShutdownPhase {
     Serving,
     /// Another process accepts on the same sockets; this one has stopped accepting.
     HandedOver,
@@ -34,13 +34,16 @@ impl ShutdownPhase {
 }
 
 /// Waits for `phase` or a later one. A dropped sender counts as the last phase.
-pub async fn reached(phases: &mut watch::Receiver<ShutdownPhase>, phase: ShutdownPhase) -> ShutdownPhase {
+pub(crate) async fn reached(
+    phases: &mut watch::Receiver<ShutdownPhase>,
+    phase: ShutdownPhase,
+) -> ShutdownPhase {
     phases.wait_for(|now| *now >= phase).await.map_or(ShutdownPhase::Cut, |now| *now)
 }
 
 /// The state of the shutdown that all listeners share.
 #[derive(Default)]
-pub struct Shutdown {
+pub(crate) struct Shutdown {
     /// Requests of all connections.
     pub requests: RequestCounter,
     closing: AtomicBool,
@@ -51,45 +54,45 @@ pub struct Shutdown {
 
 impl Shutdown {
     /// Makes answers carry `connection: close` from now on.
-    pub fn announce_close(&self) {
+    pub(crate) fn announce_close(&self) {
         self.closing.store(true, Ordering::Release);
     }
 
     /// Begins the shutdown: `/health` reports 503 and answers carry `connection: close`.
-    pub fn begin(&self) {
+    pub(crate) fn begin(&self) {
         self.unready.store(true, Ordering::Release);
         self.announce_close();
     }
 
     /// Ends the streams that have no end of their own.
-    pub fn end_streams(&self) {
+    pub(crate) fn end_streams(&self) {
         self.streams_over.send_replace(true);
     }
 
     /// Waits for the end of streams that have no end of their own.
-    pub async fn streams_over(&self) {
+    pub(crate) async fn streams_over(&self) {
         // The sender lives as long as `self`.
         drop(self.streams_over.subscribe().wait_for(|over| *over).await);
     }
 
-    pub fn is_closing(&self) -> bool {
+    pub(crate) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
 
     /// The flag behind `is_unready`, for the admin API.
-    pub fn unready(&self) -> Arc<AtomicBool> {
+    pub(crate) fn unready(&self) -> Arc<AtomicBool> {
         self.unready.clone()
     }
 
     /// Whether health checks should send clients to another balancer.
-    pub fn is_unready(&self) -> bool {
+    pub(crate) fn is_unready(&self) -> bool {
         self.unready.load(Ordering::Acquire)
     }
 }
 
 /// Counts requests that have begun and ended.
 #[derive(Default)]
-pub struct RequestCounter {
+pub(crate) struct RequestCounter {
     begun: AtomicU64,
     ended: AtomicU64,
     /// A task waits for the last request; without one, the end of a request sends no notification.
@@ -110,14 +113,14 @@ impl RequestCounter {
     }
 
     /// The number of requests in flight.
-    pub fn in_flight(&self) -> u64 {
+    pub(crate) fn in_flight(&self) -> u64 {
         // In this order: a request that begins and ends between the two reads must not count as -1.
         let ended = self.ended.load(Ordering::SeqCst);
         self.begun.load(Ordering::SeqCst).saturating_sub(ended)
     }
 
     /// Waits until no request is in flight and none has begun for the linger time of `phase`.
-    pub async fn wait_until_idle(&self, phase: ShutdownPhase) {
+    pub(crate) async fn wait_until_idle(&self, phase: ShutdownPhase) {
         self.awaited.store(true, Ordering::SeqCst);
         loop {
             let changed = self.changed.notified();
@@ -143,7 +146,7 @@ tokio::task_local! {
 }
 
 /// Runs `serving` until the connection ends, or until a shutdown finds the connection idle.
-pub async fn end_when_unused(serving: impl Future, mut phases: watch::Receiver<ShutdownPhase>) {
+pub(crate) async fn end_when_unused(serving: impl Future, mut phases: watch::Receiver<ShutdownPhase>) {
     let requests = Arc::new(RequestCounter::default());
     let unused = async {
         let phase = reached(&mut phases, ShutdownPhase::HandedOver).await;
@@ -161,13 +164,13 @@ pub async fn end_when_unused(serving: impl Future, mut phases: watch::Receiver<S
 }
 
 /// Counts a request as in flight until it is dropped.
-pub struct InFlightRequest {
+pub(crate) struct InFlightRequest {
     shutdown: Arc<Shutdown>,
     connection: Option<Arc<RequestCounter>>,
 }
 
 impl InFlightRequest {
-    pub fn new(shutdown: Arc<Shutdown>) -> Self {
+    pub(crate) fn new(shutdown: Arc<Shutdown>) -> Self {
         let connection = CONNECTION.try_with(Arc::clone).ok();
         shutdown.requests.begin();
         connection.iter().for_each(|requests| requests.begin());

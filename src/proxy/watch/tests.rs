@@ -158,7 +158,7 @@ async fn phases_of_the_last_attempt_count_from_the_head() {
     watch.record_verdict();
     watch.record_first_byte(Instant::now().into_std());
     pause(10).await;
-    watch.record_forwarded();
+    watch.record_forwarded(None);
     for gap in [5, 20, 7] {
         pause(gap).await;
         watch.record_next_piece(true);

@@ -15,7 +15,7 @@ use crate::sse::{LineSplitter, SseLine, SsePiece};
 
 /// The reason why an answer cannot become a chat's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CompletionFault {
+pub(crate) enum CompletionFault {
     /// The answer is not a completion.
     Unreadable,
     /// The answer exceeds the limit for translation.
@@ -24,7 +24,7 @@ pub enum CompletionFault {
 
 /// Translates one answer of a completion.
 #[derive(Debug)]
-pub struct CompletionAnswer {
+pub(crate) struct CompletionAnswer {
     tokens: TokenForm,
     mode: AnswerMode,
 }
@@ -40,7 +40,7 @@ enum AnswerMode {
 impl CompletionAnswer {
     /// Creates the translation of an answer of this type, for a chat with this form of tokens. `None`: an
     /// answer of this type is not a completion.
-    pub fn new(content_type: Option<&str>, tokens: TokenForm) -> Option<Self> {
+    pub(crate) fn new(content_type: Option<&str>, tokens: TokenForm) -> Option<Self> {
         let kind = content_type.unwrap_or_default().trim_start().to_ascii_lowercase();
         let mode = if kind.starts_with("text/event-stream") {
             AnswerMode::Events { lines: LineSplitter::new(MAX_EVENT_BYTES), has_begun: false }
@@ -53,7 +53,7 @@ impl CompletionAnswer {
     }
 
     /// Translates the next piece; `end`: it is the last.
-    pub fn feed(&mut self, piece: &[u8], end: bool) -> Result<Vec<u8>, CompletionFault> {
+    pub(crate) fn feed(&mut self, piece: &[u8], end: bool) -> Result<Vec<u8>, CompletionFault> {
         let tokens = self.tokens;
         match &mut self.mode {
             AnswerMode::Whole(held) => {

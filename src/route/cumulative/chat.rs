@@ -10,7 +10,7 @@ use crate::json::has_at_most;
 pub(super) type ChatFields = Map<String, Value>;
 
 /// The largest chat that is read.
-pub const MAX_CHAT_BYTES: usize = 32 << 20;
+pub(crate) const MAX_CHAT_BYTES: usize = 32 << 20;
 
 /// The largest number of JSON values in a chat; each takes memory of its own.
 const MAX_CHAT_VALUES: usize = 200_000;
@@ -102,7 +102,7 @@ pub struct ChatTurn {
 }
 
 /// The most memory for reading a chat of `body_len` bytes and writing the completion.
-pub fn memory_needed(body_len: usize) -> u64 {
+pub(crate) fn memory_needed(body_len: usize) -> u64 {
     ((body_len / 2 + 1).min(MAX_CHAT_VALUES) * VALUE_BYTES + body_len * BYTE_FACTOR) as u64
 }
 

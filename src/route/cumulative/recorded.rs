@@ -69,7 +69,7 @@ struct TokenizeAnswer {
 }
 
 /// The token ids in an answer to a request for the tokens of a chat.
-pub fn parse_tokens(answer: &[u8]) -> Option<Vec<u32>> {
+pub(crate) fn parse_tokens(answer: &[u8]) -> Option<Vec<u32>> {
     serde_json::from_slice::<TokenizeAnswer>(answer).ok().map(|answer| answer.tokens)
 }
 

@@ -30,7 +30,7 @@ use crate::route::resolve::UpstreamView;
 
 /// The sources that report the place of a response, in the order of trust.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LocationSource {
+pub(crate) enum LocationSource {
     Memory,
     Id,
     Redis,
@@ -39,7 +39,7 @@ pub enum LocationSource {
 }
 
 /// The order in which the sources are read.
-pub const SOURCES: [LocationSource; 5] = [
+pub(crate) const SOURCES: [LocationSource; 5] = [
     LocationSource::Memory,
     LocationSource::Id,
     LocationSource::Redis,
@@ -49,7 +49,7 @@ pub const SOURCES: [LocationSource; 5] = [
 
 /// The report of one source on a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LocationReport {
+pub(crate) enum LocationReport {
     /// Nothing: the next source is read.
     Silent,
     /// An upstream made the response. `lost`: the upstream has left, and its responses with it. `name`: the
@@ -63,7 +63,7 @@ pub enum LocationReport {
 
 /// The place of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResponsePlace {
+pub(crate) enum ResponsePlace {
     At(usize),
     /// The response was at an upstream that has left.
     Lost,
@@ -74,7 +74,7 @@ pub enum ResponsePlace {
 
 /// The result of the search for a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FoundResponse {
+pub(crate) struct FoundResponse {
     source: LocationSource,
     pub place: ResponsePlace,
     /// The number of its model's name; 0: not known.
@@ -83,7 +83,7 @@ pub struct FoundResponse {
 
 /// The use of a stored response by a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResponseUse {
+pub(crate) enum ResponseUse {
     /// It continues from the response.
     Continue,
     /// It is for the response itself, to get it or to cancel it.
@@ -92,7 +92,7 @@ pub enum ResponseUse {
 
 /// The destination of a request with a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResponseDestination {
+pub(crate) enum ResponseDestination {
     Upstream(usize),
     AnyUpstream,
     /// 404: the response does not exist.
@@ -103,20 +103,20 @@ pub enum ResponseDestination {
 
 /// Whether an answer may be due to an upstream without the response, so that another known upstream should be
 /// tried.
-pub fn may_be_elsewhere(status: u16, pinned: bool, replayable: bool) -> bool {
+pub(crate) fn may_be_elsewhere(status: u16, pinned: bool, replayable: bool) -> bool {
     status == 404 && !pinned && replayable
 }
 
 /// Whether an upstream may have made the response that a request with this model continues from: it serves
 /// the model, or its models are unknown, or no upstream serves the model.
-pub fn may_continue(upstreams: &impl UpstreamView, upstream: usize, model: Option<&str>) -> bool {
+pub(crate) fn may_continue(upstreams: &impl UpstreamView, upstream: usize, model: Option<&str>) -> bool {
     let is_elsewhere = |model| upstreams.serves(model, None) && !upstreams.serves(model, Some(&[upstream]));
     !(upstreams.reports_models(upstream) && model.is_some_and(is_elsewhere))
 }
 
 /// The report of `OnlyUpstream`: the one reachable upstream, if it may have made the response that a request
 /// with this model continues from.
-pub fn only_upstream(
+pub(crate) fn only_upstream(
     upstreams: &impl UpstreamView,
     among: Option<&[usize]>,
     model: Option<&str>,
@@ -134,7 +134,7 @@ pub fn only_upstream(
 /// Whether the place of a response with this id must be learnt. `own`: the id that the balancer gave the
 /// request at this upstream, which carries the place. Other ids do not carry it, even if they look like ids
 /// of the balancer.
-pub fn is_learnt(own: Option<&str>, id: &str) -> bool {
+pub(crate) fn is_learnt(own: Option<&str>, id: &str) -> bool {
     own != Some(id) && is_id(id)
 }
 
@@ -157,12 +157,12 @@ impl LocationSource {
 
 impl FoundResponse {
     /// A response that no source knows.
-    pub fn nowhere() -> Self {
+    pub(crate) fn nowhere() -> Self {
         FoundResponse { source: LocationSource::Search, place: ResponsePlace::Nowhere, name: 0 }
     }
 
     /// The result by the report of a source; `None`: the next source is read.
-    pub fn from_report(source: LocationSource, report: LocationReport) -> Option<Self> {
+    pub(crate) fn from_report(source: LocationSource, report: LocationReport) -> Option<Self> {
         let (place, name) = match report {
             LocationReport::Silent => return None,
             LocationReport::MadeAt { lost: true, name, .. } => (ResponsePlace::Lost, name),
@@ -174,7 +174,7 @@ impl FoundResponse {
     }
 
     /// The source of the place, as the metric's label.
-    pub fn label(&self) -> &'static str {
+    pub(crate) fn label(&self) -> &'static str {
         match self.place {
             ResponsePlace::At(_) | ResponsePlace::Lost => self.source.label(),
             ResponsePlace::Nowhere => "nowhere",
@@ -183,13 +183,13 @@ impl FoundResponse {
     }
 
     /// Whether the place is known from the response's id alone.
-    pub fn is_unproven(&self) -> bool {
+    pub(crate) fn is_unproven(&self) -> bool {
         self.source == LocationSource::Id
     }
 
     /// The upstream of the response, if a request with this model cannot continue there because the upstream
     /// does not serve the model.
-    pub fn misplaced(&self, upstreams: &impl UpstreamView, model: Option<&str>) -> Option<usize> {
+    pub(crate) fn misplaced(&self, upstreams: &impl UpstreamView, model: Option<&str>) -> Option<usize> {
         match self.place {
             ResponsePlace::At(upstream) if !may_continue(upstreams, upstream, model) => Some(upstream),
             _ => None,
@@ -198,7 +198,7 @@ impl FoundResponse {
 
     /// The upstream that a second source reports instead of `first`, if a request with this model may
     /// continue there.
-    pub fn in_place_of(
+    pub(crate) fn in_place_of(
         &self,
         first: usize,
         upstreams: &impl UpstreamView,
@@ -209,12 +209,12 @@ impl FoundResponse {
     }
 
     /// The same response at another upstream, or lost.
-    pub fn moved(self, other: Option<usize>) -> Self {
+    pub(crate) fn moved(self, other: Option<usize>) -> Self {
         FoundResponse { place: other.map_or(ResponsePlace::Lost, ResponsePlace::At), ..self }
     }
 
     /// The destination of a request.
-    pub fn destination(&self, response_use: ResponseUse) -> ResponseDestination {
+    pub(crate) fn destination(&self, response_use: ResponseUse) -> ResponseDestination {
         match (self.place, response_use) {
             (ResponsePlace::At(upstream), _) => ResponseDestination::Upstream(upstream),
             (ResponsePlace::Lost, _) => ResponseDestination::NotFound,
@@ -232,144 +232,4 @@ impl FoundResponse {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::route::resolve::tests::StandIns;
-
-    const MADE: LocationReport = LocationReport::MadeAt { upstream: 11, lost: false, name: 7 };
-    const LOST: LocationReport = LocationReport::MadeAt { upstream: 11, lost: true, name: 7 };
-
-    /// The result by the first decisive report, one report of each source.
-    fn found(reports: [LocationReport; SOURCES.len()]) -> (ResponsePlace, &'static str, bool, u64) {
-        let mut settled = SOURCES.into_iter().zip(reports);
-        let settled = settled.find_map(|(source, report)| FoundResponse::from_report(source, report));
-        let found = settled.unwrap_or_else(FoundResponse::nowhere);
-        (found.place, found.label(), found.is_unproven(), found.name)
-    }
-
-    #[test]
-    fn first_report_decides_the_place() {
-        use LocationReport::{Nowhere, Silent, Unsure};
-        let other = LocationReport::MadeAt { upstream: 12, lost: false, name: 0 };
-        let at = ResponsePlace::At(11);
-        for (reports, place, label, unproven, name) in [
-            ([MADE, other, other, other, other], at, "memory", false, 7),
-            ([Silent, MADE, other, other, other], at, "id", true, 7),
-            ([Silent, Silent, MADE, other, other], at, "redis", false, 7),
-            ([Silent, Silent, Silent, MADE, other], at, "alone", false, 7),
-            ([Silent, Silent, Silent, Silent, MADE], at, "asked", false, 7),
-            ([Silent, Silent, Silent, Silent, Nowhere], ResponsePlace::Nowhere, "nowhere", false, 0),
-            ([Silent, Silent, Silent, Silent, Unsure], ResponsePlace::Unsure, "unsure", false, 0),
-            ([Silent; 5], ResponsePlace::Nowhere, "nowhere", false, 0),
-            // What was lost with its upstream is not looked for elsewhere.
-            ([LOST, other, other, other, other], ResponsePlace::Lost, "memory", false, 7),
-            ([Silent, LOST, other, other, other], ResponsePlace::Lost, "id", true, 7),
-        ] {
-            assert_eq!(found(reports), (place, label, unproven, name), "{reports:?}");
-        }
-    }
-
-    #[test]
-    fn maps_place_and_use_to_a_destination() {
-        use ResponseDestination::{AnyUpstream, NotFound, NotReady, Upstream};
-        let ready = ResponseUse::Retrieve { any_ready: true };
-        let none_ready = ResponseUse::Retrieve { any_ready: false };
-        for (report, continues, retrieves, retrieves_from_none) in [
-            (MADE, Upstream(11), Upstream(11), Upstream(11)),
-            (LOST, NotFound, NotFound, NotFound),
-            (LocationReport::Nowhere, AnyUpstream, NotFound, NotReady),
-            (LocationReport::Unsure, NotReady, NotReady, NotReady),
-        ] {
-            let found = FoundResponse::from_report(LocationSource::Search, report).unwrap();
-            let to = [ResponseUse::Continue, ready, none_ready]
-                .map(|response_use| found.destination(response_use));
-            assert_eq!(to, [continues, retrieves, retrieves_from_none], "{report:?}");
-        }
-    }
-
-    #[test]
-    fn continues_at_an_upstream_unless_others_alone_serve_the_model() {
-        let upstreams = StandIns::new(&["one big", "two small", "three"]);
-        for (upstream, model, may) in [
-            (10, Some("big"), true),
-            (10, None, true),
-            (10, Some("small"), false),
-            // No upstream serves it: any of them answers for that.
-            (10, Some("huge"), true),
-            // What it serves is not known yet, or it is not there any more.
-            (12, Some("small"), true),
-            (99, Some("small"), true),
-        ] {
-            assert_eq!(may_continue(&upstreams, upstream, model), may, "{upstream} {model:?}");
-            let found =
-                FoundResponse { source: LocationSource::Id, place: ResponsePlace::At(upstream), name: 0 };
-            let misplaced = (!may).then_some(upstream);
-            assert_eq!(found.misplaced(&upstreams, model), misplaced, "{upstream} {model:?}");
-        }
-        for report in [LOST, LocationReport::Nowhere, LocationReport::Unsure] {
-            let found = FoundResponse::from_report(LocationSource::Redis, report).unwrap();
-            assert_eq!(found.misplaced(&upstreams, Some("big")), None, "{report:?} is at no upstream");
-        }
-    }
-
-    #[test]
-    fn uses_a_second_source_that_names_another_usable_upstream() {
-        let upstreams = StandIns::new(&["one big", "two small", "three big"]);
-        for (first, report, model, other) in [
-            (10, MADE, None, Some(11)),
-            (10, MADE, Some("small"), Some(11)),
-            (10, MADE, Some("big"), None),
-            (11, MADE, Some("small"), None),
-            (10, LOST, None, None),
-            (10, LocationReport::Nowhere, None, None),
-        ] {
-            let found = FoundResponse::from_report(LocationSource::Redis, report).unwrap();
-            assert_eq!(found.in_place_of(first, &upstreams, model), other, "{first} {report:?} {model:?}");
-        }
-    }
-
-    #[test]
-    fn assumes_the_one_reachable_upstream_that_may_serve_the_model() {
-        let at = |upstream| LocationReport::MadeAt { upstream, lost: false, name: 0 };
-        for (upstreams, among, model, report) in [
-            (&["one big"][..], None, Some("big"), at(10)),
-            (&["one drains big", "two down big"], None, None, at(10)),
-            (&["one big", "two big"], None, None, LocationReport::Silent),
-            (&["one big", "two drains big"], None, None, LocationReport::Silent),
-            (&["one big", "two big"], Some(&[11][..]), None, at(11)),
-            (&["one big", "two big"], Some(&[99]), None, LocationReport::Silent),
-            (&["one down big"], None, None, LocationReport::Silent),
-            (&["one big", "two down small"], None, Some("small"), LocationReport::Silent),
-            (&[], None, None, LocationReport::Silent),
-        ] {
-            let found = only_upstream(&StandIns::new(upstreams), among, model);
-            assert_eq!(found, report, "{upstreams:?} {among:?} {model:?}");
-        }
-    }
-
-    #[test]
-    fn retries_elsewhere_only_replayable_answers_404() {
-        for (status, pinned, replayable, may) in [
-            (404, false, true, true),
-            (200, false, true, false),
-            (503, false, true, false),
-            (404, true, true, false),
-            (404, false, false, false),
-        ] {
-            assert_eq!(may_be_elsewhere(status, pinned, replayable), may, "{status} {pinned} {replayable}");
-        }
-    }
-
-    #[test]
-    fn learns_the_place_of_ids_that_do_not_carry_it() {
-        for (own, id, learnt) in [
-            (None, "resp_1", true),
-            (Some("resp_1"), "resp_1", false),
-            // The client or the upstream has another id for it, which may look like the balancer's.
-            (Some("resp_1"), "resp_2", true),
-            (None, "a/b", false),
-        ] {
-            assert_eq!(is_learnt(own, id), learnt, "{own:?} {id}");
-        }
-    }
-}
+mod tests;

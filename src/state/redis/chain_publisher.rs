@@ -7,7 +7,6 @@ use redis::Pipeline;
 use super::connect::RedisLink;
 use super::failure::RedisFailure;
 use super::publisher::FULL_RETRY_PAUSE;
-use super::taken_events::{TakenBatches, TakenEvents};
 use super::{SiblingExchange, now};
 use crate::state::exchange::Message;
 
@@ -23,6 +22,16 @@ pub(super) struct ChainPublisher {
     sequence: u64,
     /// The position of the stream that is next in turn.
     next: usize,
+    /// The messages that Redis has not confirmed. After a failure the same bytes are published again: Redis
+    /// may have accepted them without an answer, and siblings recognise a message that comes twice.
+    unconfirmed: Vec<UnconfirmedMessage>,
+}
+
+/// A message of chains on its way to Redis.
+struct UnconfirmedMessage {
+    /// The position of its stream.
+    stream: usize,
+    bytes: Vec<u8>,
 }
 
 impl SiblingExchange {
@@ -47,21 +56,39 @@ impl SiblingExchange {
         }
     }
 
-    /// Publishes the oldest waiting chains of each stream in turn. Returns whether there were any.
+    /// Publishes messages with the oldest waiting chains of each stream in turn. Returns whether there were
+    /// any.
     async fn publish_chains(
         &self,
         publisher: &mut ChainPublisher,
         link: &mut RedisLink,
     ) -> Result<bool, RedisFailure> {
-        let (mut commands, mut sizes) = (Pipeline::new(), Vec::new());
-        let mut batches = TakenBatches::default();
+        if publisher.unconfirmed.is_empty() {
+            self.take_chains(publisher);
+        }
+        if publisher.unconfirmed.is_empty() {
+            return Ok(false);
+        }
+        let mut commands = Pipeline::new();
+        for message in &publisher.unconfirmed {
+            self.add_entry(&mut commands, &self.streams.chains[message.stream].stream, &message.bytes);
+        }
+        link.pipe(&commands).await?;
+        for message in publisher.unconfirmed.drain(..) {
+            self.observer.exchange_sent(message.bytes.len());
+        }
+        Ok(true)
+    }
+
+    /// Makes messages of the oldest waiting chains.
+    fn take_chains(&self, publisher: &mut ChainPublisher) {
         let streams = &self.streams.chains;
         let mut empty_streams = 0;
-        while sizes.len() < MAX_MESSAGES_AT_ONCE && empty_streams < streams.len() {
-            let chains = &streams[publisher.next];
+        while publisher.unconfirmed.len() < MAX_MESSAGES_AT_ONCE && empty_streams < streams.len() {
+            let stream = publisher.next;
             publisher.next = (publisher.next + 1) % streams.len();
-            let batch = TakenEvents::take(&chains.waiting, MAX_CHAIN_MESSAGE_BYTES);
-            if batch.events().is_empty() {
+            let events = streams[stream].waiting.take(MAX_CHAIN_MESSAGE_BYTES);
+            if events.is_empty() {
                 empty_streams += 1;
                 continue;
             }
@@ -69,19 +96,9 @@ impl SiblingExchange {
             publisher.sequence += 1;
             let head = Message::new(self.id, publisher.sequence);
             let mut message = Message { fingerprint: Some(self.settings.fingerprint), ..head };
-            batch.fill(&mut message);
-            let bytes = message.encode();
-            self.add_entry(&mut commands, &chains.stream, &bytes);
-            sizes.push(bytes.len());
-            batches.push(batch);
+            events.iter().for_each(|event| event.fill(&mut message));
+            publisher.unconfirmed.push(UnconfirmedMessage { stream, bytes: message.encode() });
         }
-        if sizes.is_empty() {
-            return Ok(false);
-        }
-        link.pipe(&commands).await?;
-        batches.published();
-        sizes.into_iter().for_each(|bytes| self.observer.exchange_sent(bytes));
-        Ok(true)
     }
 }
 

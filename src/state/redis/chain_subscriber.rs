@@ -1,11 +1,14 @@
 //! Receives the chains of siblings: first the tails of the streams, then every new entry.
 //!
-//! Messages of chains have no order among streams, and applying one twice changes nothing. A reader that
-//! falls behind the trimmed streams misses chains, and requests those that a later message continues.
+//! Messages of chains have no order among streams. A message that was published twice, or that is read twice
+//! after a failure, is applied once: see `recent_messages`. Of a message that a failure interrupts the rest
+//! is applied. A reader that falls behind the trimmed streams misses chains, and requests those that a later
+//! message continues.
 
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::PoisonError;
+use std::time::Instant;
 
 use super::connect::{COMMAND_TIMEOUT, RedisLink};
 use super::failure::RedisFailure;
@@ -32,9 +35,42 @@ const MAX_TAIL_BYTES: usize = 64 << 20;
 /// The positions in the served streams of chains, in their order.
 #[derive(Default)]
 pub(super) struct ChainSubscriber {
-    /// The last entries that were read; `None` before the first.
-    last: Vec<Option<StreamId>>,
+    positions: Vec<ChainPosition>,
 }
+
+/// The position in one stream of chains.
+struct ChainPosition {
+    /// The last entry that was applied; `None` before the first.
+    last: Option<StreamId>,
+    /// When an entry came last, or the end of the stream was read.
+    read_at: Instant,
+    /// The message that is being applied. A loss of the connection interrupts that.
+    partial: Option<PartialMessage>,
+}
+
+/// A message of chains of which a part is applied.
+struct PartialMessage {
+    balancer: u64,
+    sequence: u64,
+    /// The number of its chains and take-backs that are applied.
+    applied: usize,
+}
+
+// === impl ChainPosition ===
+
+impl ChainPosition {
+    fn begin() -> Self {
+        ChainPosition { last: None, read_at: now(), partial: None }
+    }
+
+    /// Whether this message was interrupted.
+    fn has_begun(&self, message: &Message<'_>) -> bool {
+        let sender = self.partial.as_ref().map(|partial| (partial.balancer, partial.sequence));
+        sender == Some((message.balancer, message.sequence))
+    }
+}
+
+// === impl SiblingExchange ===
 
 impl SiblingExchange {
     /// Reads the chains from before the subscription, as far as the streams still hold them.
@@ -44,18 +80,29 @@ impl SiblingExchange {
         link: &mut RedisLink,
     ) -> Result<(), RedisFailure> {
         let streams = &self.streams.chains;
-        subscriber.last.resize(streams.len(), None);
-        for (chains, last) in streams.iter().zip(&mut subscriber.last) {
-            let max_bytes = MAX_TAIL_BYTES / streams.len();
-            let tail = self.tail(&chains.stream.key, *last, (TAIL_PAGE_ENTRIES, max_bytes), link).await?;
-            for page in tail.pages.iter().rev() {
-                self.receive_chains(&chains.stream, reply::entries(page).into_iter().rev()).await;
-            }
-            match tail.was_replaced {
-                true => *last = Some(StreamId::default()),
-                false => drop(last.get_or_insert(tail.newest)),
-            }
+        subscriber.positions.resize_with(streams.len(), ChainPosition::begin);
+        for (chains, position) in streams.iter().zip(&mut subscriber.positions) {
+            self.catch_up_stream(&chains.stream, position, link).await?;
         }
+        Ok(())
+    }
+
+    async fn catch_up_stream(
+        &self,
+        stream: &SharedStream,
+        position: &mut ChainPosition,
+        link: &mut RedisLink,
+    ) -> Result<(), RedisFailure> {
+        let max_bytes = MAX_TAIL_BYTES / self.streams.chains.len();
+        let tail = self.tail(&stream.key, position.last, (TAIL_PAGE_ENTRIES, max_bytes), link).await?;
+        for page in tail.pages.iter().rev() {
+            self.receive_chains(stream, position, reply::entries(page).into_iter().rev()).await;
+        }
+        match tail.was_replaced {
+            true => position.last = Some(StreamId::default()),
+            false => drop(position.last.get_or_insert(tail.newest)),
+        }
+        position.read_at = now();
         Ok(())
     }
 
@@ -72,25 +119,20 @@ impl SiblingExchange {
             for chains in &self.streams.chains {
                 command.arg(&chains.stream.key);
             }
-            for last in &subscriber.last {
-                command.arg(last.unwrap_or_default().to_string());
+            for position in &subscriber.positions {
+                command.arg(position.last.unwrap_or_default().to_string());
             }
             let start = now();
             let answer = link.call(&command, READ_BLOCK_TIME + COMMAND_TIMEOUT).await?;
-            let (mut is_full, read) = (false, reply::read(&answer));
-            if read.is_empty() {
-                // A stream that was emptied, and begins with lower ids again, has no entry behind the last.
-                self.catch_up_chains(subscriber, link).await?;
-                continue;
-            }
-            for (key, entries) in read {
-                let mut streams = self.streams.chains.iter().zip(&mut subscriber.last);
+            let mut is_full = false;
+            for (key, entries) in reply::read(&answer) {
+                let mut streams = self.streams.chains.iter().zip(&mut subscriber.positions);
                 let found = streams.find(|(chains, _)| chains.stream.key == key);
-                let (Some((chains, last)), Some(newest)) = (found, entries.last()) else { continue };
-                *last = Some(newest.id);
+                let Some((chains, position)) = found else { continue };
                 is_full |= entries.len() >= MAX_READ_ENTRIES;
-                self.receive_chains(&chains.stream, entries.into_iter()).await;
+                self.receive_chains(&chains.stream, position, entries.into_iter()).await;
             }
+            self.check_silent_streams(subscriber, link).await?;
             if !is_full {
                 let spent = now().saturating_duration_since(start);
                 tokio::time::sleep(MIN_READ_INTERVAL.saturating_sub(spent)).await;
@@ -98,9 +140,27 @@ impl SiblingExchange {
         }
     }
 
+    /// Looks at the ends of the streams without new entries. A stream that was emptied or replaced, and
+    /// begins with lower ids again, has no entry behind the last one, while the others go on.
+    async fn check_silent_streams(
+        &self,
+        subscriber: &mut ChainSubscriber,
+        link: &mut RedisLink,
+    ) -> Result<(), RedisFailure> {
+        for (chains, position) in self.streams.chains.iter().zip(&mut subscriber.positions) {
+            if now().saturating_duration_since(position.read_at) >= READ_BLOCK_TIME {
+                self.catch_up_stream(&chains.stream, position, link).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies entries, which are in their order. Where the connection is lost meanwhile, the next one reads
+    /// the entry again that was being applied, and those behind it.
     async fn receive_chains<'v>(
         &self,
         stream: &SharedStream,
+        position: &mut ChainPosition,
         entries: impl Iterator<Item = StreamEntry<'v>>,
     ) {
         let mut slice = WorkSlice::begin();
@@ -109,32 +169,68 @@ impl SiblingExchange {
             match Message::decode(entry.bytes) {
                 Ok(message) if message.balancer == self.id => {}
                 Ok(message) => {
-                    self.observer.exchange_received(entry.bytes.len());
-                    self.receive_chains_of(&message, &mut slice).await;
+                    let bytes = entry.bytes.len();
+                    self.receive_chain_message(&message, bytes, position, &mut slice).await;
                 }
                 Err(why) => self.observer.message_unreadable(&why),
             }
+            (position.last, position.read_at) = (Some(entry.id), now());
             slice.yield_if_due().await;
         }
     }
 
-    /// Applies the chains and take-backs of a message with the own fingerprint.
-    pub(super) async fn receive_chains_of(&self, message: &Message<'_>, slice: &mut WorkSlice) {
+    /// Applies a message of chains, or what is left of it.
+    async fn receive_chain_message(
+        &self,
+        message: &Message<'_>,
+        bytes: usize,
+        position: &mut ChainPosition,
+        slice: &mut WorkSlice,
+    ) {
+        if !position.has_begun(message) {
+            if !self.is_first_receipt(message) {
+                return;
+            }
+            self.observer.exchange_received(bytes);
+            position.partial = None;
+        }
+        let Message { balancer, sequence, .. } = *message;
+        let partial = position.partial.get_or_insert(PartialMessage { balancer, sequence, applied: 0 });
+        self.receive_chains_of(message, &mut partial.applied, slice).await;
+        position.partial = None;
+    }
+
+    /// Whether the message of chains comes for the first time.
+    fn is_first_receipt(&self, message: &Message<'_>) -> bool {
+        let mut known = self.chain_messages.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(message.balancer, message.sequence)
+    }
+
+    /// Applies the chains and take-backs of a message with the own fingerprint, except for the first
+    /// `applied` of them, which grows with each.
+    pub(super) async fn receive_chains_of(
+        &self,
+        message: &Message<'_>,
+        applied: &mut usize,
+        slice: &mut WorkSlice,
+    ) {
         let admission = self.fingerprints.lock().unwrap_or_else(PoisonError::into_inner).check(message);
         if let ChainAdmission::Foreign { first } = admission {
             let sibling = first.then(|| self.siblings().name(message.balancer));
             self.observer.chains_foreign(message.chain_count(), sibling.as_deref());
             return;
         }
-        for chain in &message.chains {
+        for chain in message.chains.iter().skip(*applied) {
             match self.memory.learn(chain) {
                 true => self.chain_requests().see_chain(chain),
                 false => self.miss_chain(message.balancer, chain),
             }
+            *applied += 1;
             slice.yield_if_due().await;
         }
-        for chain in &message.take_backs {
+        for chain in message.take_backs.iter().skip(applied.saturating_sub(message.chains.len())) {
             self.memory.take_back(chain);
+            *applied += 1;
             slice.yield_if_due().await;
         }
     }

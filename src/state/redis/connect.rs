@@ -4,6 +4,7 @@
 //! The server is resolved again after every loss, so that a failover is followed. Every wait has a time
 //! limit.
 
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -15,8 +16,12 @@ use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ErrorKind, IntoConnectionInfo,
     Pipeline, RedisConnectionInfo, RedisResult, TlsCertificates, TlsMode, Value,
 };
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use super::failure::RedisFailure;
+use super::tls;
 use crate::config::types::{RedisOptions, RedisTls, RedisTopology, RedisUrl, SentinelAccess};
 
 /// The time limit of connecting to one host, and of every command that does not block on purpose.
@@ -44,10 +49,14 @@ impl RedisLink {
         longest: Duration,
     ) -> Result<Self, RedisFailure> {
         let tls = options.tls.clone();
-        let certificates = tokio::task::spawn_blocking(move || certificates(&tls)).await;
-        let certificates = certificates.unwrap_or_else(|error| Err(error.to_string()));
-        let certificates = certificates.map_err(RedisFailure::certificates)?;
-        let access = RedisAccess { url, sentinel: &options.sentinel, certificates };
+        let is_own = url.tls && matches!(url.form, RedisTopology::Single);
+        let read = tokio::task::spawn_blocking(move || {
+            let connector = is_own.then(|| tls::connector(&tls)).transpose()?;
+            Ok((certificates(&tls)?, connector))
+        });
+        let read = read.await.unwrap_or_else(|error| Err(error.to_string()));
+        let (certificates, connector) = read.map_err(RedisFailure::certificates)?;
+        let access = RedisAccess { url, sentinel: &options.sentinel, certificates, connector };
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, access.connect(longest)).await;
         Ok(connected.map_err(|_| RedisFailure::timeout())??)
     }
@@ -80,6 +89,8 @@ struct RedisAccess<'a> {
     url: &'a RedisUrl,
     sentinel: &'a SentinelAccess,
     certificates: TlsCertificates,
+    /// The TLS of a single Redis.
+    connector: Option<TlsConnector>,
 }
 
 /// Reads the files of the certificates; each connection reads them again, since certificates expire.
@@ -103,6 +114,7 @@ impl RedisAccess<'_> {
             .set_connection_timeout(Some(COMMAND_TIMEOUT))
             .set_response_timeout(Some(longest));
         match &self.url.form {
+            RedisTopology::Single if self.url.tls => self.single_with_tls(config).await,
             RedisTopology::Single | RedisTopology::Socket(_) => {
                 let client = self.single()?;
                 Ok(RedisLink::One(client.get_multiplexed_async_connection_with_config(&config).await?))
@@ -117,6 +129,25 @@ impl RedisAccess<'_> {
         }
     }
 
+    async fn single_with_tls(&self, config: AsyncConnectionConfig) -> RedisResult<RedisLink> {
+        let (Some((host, port)), Some(connector)) = (self.url.hosts.first(), &self.connector) else {
+            return Err((ErrorKind::InvalidClientConfig, "the URL has no host").into());
+        };
+        let name = ServerName::try_from(host.trim_matches(['[', ']']).to_string());
+        let name = name.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        let connect = async {
+            let stream = TcpStream::connect((name.to_str().as_ref(), *port)).await?;
+            stream.set_nodelay(true)?;
+            connector.connect(name.clone(), stream).await
+        };
+        let stream = tokio::time::timeout(COMMAND_TIMEOUT, connect).await;
+        let stream = stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let (link, driver) = MultiplexedConnection::new_with_config(&self.settings(), stream, config).await?;
+        // Ends with the last handle on the connection.
+        tokio::spawn(driver);
+        Ok(RedisLink::One(link))
+    }
+
     fn single(&self) -> RedisResult<Client> {
         let address = match &self.url.form {
             RedisTopology::Socket(path) => vec![ConnectionAddr::Unix(path.clone())],
@@ -126,12 +157,7 @@ impl RedisAccess<'_> {
         let Some(info) = found.next() else {
             return Err((ErrorKind::InvalidClientConfig, "the URL has no host").into());
         };
-        let info = info?.set_redis_settings(self.settings());
-        if self.url.tls {
-            Client::build_with_tls(info, self.certificates.clone())
-        } else {
-            Client::open(info)
-        }
+        Client::open(info?.set_redis_settings(self.settings()))
     }
 
     fn sentinel(&self, master: &str) -> RedisResult<SentinelClient> {

@@ -23,14 +23,30 @@ pub(super) enum RedisFailureKind {
     Broken,
     /// Redis has answered a command with an error.
     Refused,
+    /// The user of this balancer may not call the command, or Redis does not have it.
+    NotPermitted,
     /// The connection works, but Redis accepts no writes at present.
     NoWrites,
     /// As `NoWrites`, until memory is released.
     OutOfMemory,
+    /// Another program has made a key unusable: see `repair`.
+    UnusableKey,
 }
 
 /// The error codes with which Redis rejects all writes, beside `OUT_OF_MEMORY`.
 const NO_WRITES_ERRORS: [&str; 2] = ["MISCONF", "NOREPLICAS"];
+
+/// The error code of a command for a key of another type.
+const WRONG_TYPE: &str = "WRONGTYPE";
+
+/// The text of the error of a stream that has an entry with the largest id.
+const LAST_ID_USED: &str = "exhausted the last possible ID";
+
+/// The error code of a command for which the user lacks a permission.
+const NO_PERMISSION: &str = "NOPERM";
+
+/// The begin of the error of a command that Redis does not have, or has under another name.
+const UNKNOWN_COMMAND: &str = "unknown command";
 
 /// The error code with which Redis rejects writes that take memory.
 const OUT_OF_MEMORY: &str = "OOM";
@@ -74,25 +90,36 @@ impl RedisFailure {
     pub(super) fn is_full(&self) -> bool {
         matches!(self.kind, RedisFailureKind::NoWrites | RedisFailureKind::OutOfMemory)
     }
+
+    /// Whether Redis has answered the command with an error that another attempt would not change.
+    pub(super) fn is_refused(&self) -> bool {
+        matches!(self.kind, RedisFailureKind::Refused | RedisFailureKind::NotPermitted)
+    }
 }
 
 impl From<RedisError> for RedisFailure {
     fn from(error: RedisError) -> Self {
         // The error of a command in a pipeline is nested one level deeper.
         let inner = error.clone().into_server_errors();
-        let inner = inner.iter().flat_map(|all| all.iter()).map(|(_, one)| one.code()).next();
-        let code = inner.or(error.code()).unwrap_or_default();
+        let inner = inner.iter().flat_map(|all| all.iter()).map(|(_, one)| one).next();
+        let code = inner.map(|one| one.code()).or(error.code()).unwrap_or_default();
+        let details = inner.and_then(|one| one.details()).or(error.detail()).unwrap_or_default();
         let kind = match code {
             OUT_OF_MEMORY => RedisFailureKind::OutOfMemory,
             code if NO_WRITES_ERRORS.contains(&code) => RedisFailureKind::NoWrites,
             "" => RedisFailureKind::Broken,
+            WRONG_TYPE => RedisFailureKind::UnusableKey,
+            _ if details.contains(LAST_ID_USED) => RedisFailureKind::UnusableKey,
+            NO_PERMISSION => RedisFailureKind::NotPermitted,
+            _ if details.starts_with(UNKNOWN_COMMAND) => RedisFailureKind::NotPermitted,
             _ => RedisFailureKind::Refused,
         };
         let cause = match error.kind() {
             _ if matches!(kind, RedisFailureKind::OutOfMemory | RedisFailureKind::NoWrites) => "full",
             _ if error.is_timeout() => "silent",
+            _ if kind == RedisFailureKind::NotPermitted => "permission",
             ErrorKind::AuthenticationFailed => "password",
-            _ if matches!(code, "NOAUTH" | "WRONGPASS" | "NOPERM") => "password",
+            _ if matches!(code, "NOAUTH" | "WRONGPASS") => "password",
             ErrorKind::Io | ErrorKind::ClusterConnectionNotFound => "lost",
             ErrorKind::MasterNameNotFoundBySentinel | ErrorKind::EmptySentinelList => "lost",
             _ => "refused",
@@ -137,5 +164,35 @@ impl FailureLog {
 
     fn health(&self) -> MutexGuard<'_, RedisHealth> {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As Redis answers; a command in a pipeline has its error one level deeper.
+    fn failure(answer: &str) -> RedisFailure {
+        let value = redis::parse_redis_value(format!("-{answer}\r\n").as_bytes()).expect("is an answer");
+        value.extract_error().expect_err("is an error").into()
+    }
+
+    #[test]
+    fn names_the_cause_of_each_error() {
+        use RedisFailureKind::{NoWrites, NotPermitted, OutOfMemory, Refused, UnusableKey};
+        for (answer, cause, kind) in [
+            ("NOPERM User lb has no permissions to run the 'hscan' command", "permission", NotPermitted),
+            ("NOPERM this user has no permissions to access one of the keys", "permission", NotPermitted),
+            ("ERR unknown command 'HSCAN', with args beginning with: 'x'", "permission", NotPermitted),
+            ("NOAUTH Authentication required.", "password", Refused),
+            ("WRONGPASS invalid username-password pair or user is disabled.", "password", Refused),
+            ("ERR syntax error", "refused", Refused),
+            ("WRONGTYPE Operation against a key holding the wrong kind of value", "refused", UnusableKey),
+            ("NOREPLICAS Not enough good replicas to write.", "full", NoWrites),
+            ("OOM command not allowed when used memory > 'maxmemory'.", "full", OutOfMemory),
+        ] {
+            let found = failure(answer);
+            assert_eq!((found.cause, found.kind), (cause, kind), "{answer}");
+        }
     }
 }

@@ -5,15 +5,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use redis::{Cmd, Value, cmd};
 
 use super::connect::{COMMAND_TIMEOUT, RedisLink};
-use super::failure::RedisFailure;
+use super::failure::{RedisFailure, RedisFailureKind};
 use crate::config::types::{RedisOptions, RedisUrl};
 use crate::doctor::facts::{ClockDifference, RedisFacts, RedisRefusal, RedisServer};
 
 /// Connects as the exchange does, and asks.
-pub async fn inspect(url: &RedisUrl, options: &RedisOptions) -> RedisFacts {
-    let server = ask(url, options)
-        .await
-        .map_err(|failure| RedisRefusal { is_password: failure.cause == "password", text: failure.text });
+pub(crate) async fn inspect(url: &RedisUrl, options: &RedisOptions) -> RedisFacts {
+    let server = ask(url, options).await.map_err(|failure| {
+        let denies_access = failure.cause == "password" || failure.kind == RedisFailureKind::NotPermitted;
+        RedisRefusal { denies_access, text: failure.text }
+    });
     RedisFacts { url: url.to_string(), server }
 }
 
@@ -28,7 +29,7 @@ async fn ask(url: &RedisUrl, options: &RedisOptions) -> Result<RedisServer, Redi
     match link.call(&info, COMMAND_TIMEOUT).await {
         Ok(answer) => read_info(&text(&answer).unwrap_or_default(), &mut server),
         // The login is good, since `TIME` has an answer: the user may not call `INFO`.
-        Err(failure) if failure.cause == "password" => {
+        Err(failure) if failure.kind == RedisFailureKind::NotPermitted => {
             server.info_refused = Some(failure.text);
         }
         Err(failure) => return Err(failure),

@@ -14,7 +14,7 @@ use super::reply::FIELD;
 use super::stored_binding::StoredBinding;
 use super::streams::SharedStream;
 use super::taken_events::TakenEvents;
-use super::{SiblingExchange, members, now};
+use super::{SiblingExchange, now};
 use crate::state::exchange::{
     BalancerInfo, GaugeUpdate, Message, Outbox, OutboxEvent, SiblingLoad, UpstreamReport,
 };
@@ -35,6 +35,8 @@ pub(super) const FULL_RETRY_PAUSE: Duration = Duration::from_millis(250);
 /// The gauges that were published so far.
 pub(super) struct Publisher {
     sequence: u64,
+    /// The number of marks of the list of members.
+    marks: u64,
     gauges: HashMap<String, PublishedLoad>,
     /// The next message has all gauges and the balancer's name.
     whole: bool,
@@ -61,12 +63,20 @@ impl Publisher {
         let now = now();
         Publisher {
             sequence: 0,
+            marks: 0,
             gauges: HashMap::new(),
             whole: true,
             whole_at: now,
             published_at: now,
             reports: Vec::new(),
         }
+    }
+
+    /// Returns a mark of the list of members that no write had before: a sibling that has read the list under
+    /// an equal one would not read it again.
+    pub(super) fn next_mark(&mut self, balancer: u64) -> String {
+        self.marks += 1;
+        format!("{balancer:016x}-{}", self.marks)
     }
 
     /// Makes the next message complete: siblings may have missed earlier ones.
@@ -238,24 +248,6 @@ impl SiblingExchange {
         }
     }
 
-    /// Writes and reads the list of members.
-    pub(super) async fn sync_members(
-        &self,
-        publisher: &mut Publisher,
-        link: &mut RedisLink,
-    ) -> Result<(), RedisFailure> {
-        let mark = format!("{:016x}-{}", self.id, publisher.sequence);
-        let synced = members::sync(&self.members, link, &self.keys, &mark, &self.observer).await?;
-        // Own changes are applied too: that changes nothing, and the list then has the stored records.
-        if synced.changed || synced.written {
-            self.apply_members();
-        }
-        if synced.written {
-            self.outbox.put(OutboxEvent::Members);
-        }
-        Ok(())
-    }
-
     /// Publishes the last message, so that siblings remove this balancer at once.
     pub(super) async fn publish_shutdown(
         &self,
@@ -272,50 +264,4 @@ impl SiblingExchange {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn gauges(active: u64) -> SiblingLoad {
-        SiblingLoad { active, backlog: active, context: active }
-    }
-
-    /// Returns the update for this load, sorted by name, and whether it is complete.
-    fn update(publisher: &mut Publisher, flight: &[(&str, u64)]) -> Option<(bool, Vec<(String, u64)>)> {
-        let (changed, _) = publisher
-            .read_gauges(|tell| flight.iter().for_each(|(name, number)| tell(name, gauges(*number))));
-        let update = publisher.gauge_update()?;
-        let mut rows: Vec<(String, u64)> =
-            update.rows.iter().map(|(name, gauges)| (name.to_string(), gauges.active)).collect();
-        rows.sort();
-        assert!(changed || update.whole);
-        Some((update.whole, rows))
-    }
-
-    fn rows(all: &[(&str, u64)]) -> Vec<(String, u64)> {
-        all.iter().map(|(name, number)| (name.to_string(), *number)).collect()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn publishes_only_changed_gauges_and_all_after_a_loss() {
-        let mut publisher = Publisher::new();
-        let first = [("a", 1), ("b", 2), ("c", 0)];
-        assert_eq!(update(&mut publisher, &first), Some((true, rows(&[("a", 1), ("b", 2)]))));
-        assert_eq!(
-            update(&mut publisher, &first),
-            Some((true, rows(&[("a", 1), ("b", 2)]))),
-            "the message was not accepted"
-        );
-        publisher.published(now());
-        assert_eq!(update(&mut publisher, &first), None);
-        assert_eq!(update(&mut publisher, &[("a", 1), ("b", 5)]), Some((false, rows(&[("b", 5)]))));
-        publisher.published(now());
-        // An upstream without requests in flight, or one that is gone, is reported once.
-        assert_eq!(update(&mut publisher, &[("b", 0)]), Some((false, rows(&[("a", 0), ("b", 0)]))));
-        publisher.published(now());
-        assert_eq!((update(&mut publisher, &[("b", 0)]), publisher.gauges.len()), (None, 0));
-        update(&mut publisher, &[("b", 1)]);
-        publisher.published(now());
-        publisher.republish_all();
-        assert_eq!(update(&mut publisher, &[("b", 1)]), Some((true, rows(&[("b", 1)]))));
-    }
-}
+mod tests;

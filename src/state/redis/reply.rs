@@ -37,13 +37,19 @@ fn items(value: &Value) -> &[Value] {
     }
 }
 
-/// Parses the answer of `HGETALL`.
-pub(super) fn pairs(value: &Value) -> Vec<(String, String)> {
+/// Parses names with their values.
+fn pairs(value: &Value) -> Vec<(String, String)> {
     let pair = |name: &Value, value: &Value| Some((text(name)?, text(value)?));
     match value {
         Value::Map(pairs) => pairs.iter().filter_map(|(name, value)| pair(name, value)).collect(),
         _ => items(value).chunks_exact(2).filter_map(|both| pair(&both[0], &both[1])).collect(),
     }
+}
+
+/// Parses the answer of `HSCAN`: the cursor of the next page, and the pairs of this one.
+pub(super) fn scan_page(value: &Value) -> Option<(String, Vec<(String, String)>)> {
+    let [cursor, page] = items(value) else { return None };
+    Some((text(cursor)?, pairs(page)))
 }
 
 /// Parses the answer of `XREAD`: the entries of each stream with its key.

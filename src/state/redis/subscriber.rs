@@ -188,7 +188,7 @@ impl SiblingExchange {
     async fn receive_events(&self, message: &Message<'_>, id: StreamId, slice: &mut WorkSlice) {
         self.served().receive(message.balancer, &message.served);
         // Older balancers publish chains here.
-        self.receive_chains_of(message, slice).await;
+        self.receive_chains_of(message, &mut 0, slice).await;
         for bound in &message.bound {
             self.memory.bound(bound);
             slice.yield_if_due().await;

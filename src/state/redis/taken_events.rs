@@ -9,10 +9,6 @@ pub(super) struct TakenEvents<'a> {
     events: Vec<OutboxEvent>,
 }
 
-/// The events of several messages, which are put back in their order.
-#[derive(Default)]
-pub(super) struct TakenBatches<'a>(Vec<TakenEvents<'a>>);
-
 // === impl TakenEvents ===
 
 impl<'a> TakenEvents<'a> {
@@ -45,27 +41,6 @@ impl Drop for TakenEvents<'_> {
     }
 }
 
-// === impl TakenBatches ===
-
-impl<'a> TakenBatches<'a> {
-    /// Adds the events of a message.
-    pub(super) fn push(&mut self, batch: TakenEvents<'a>) {
-        self.0.push(batch);
-    }
-
-    /// Forgets all events: their messages were accepted.
-    pub(super) fn published(mut self) {
-        std::mem::take(&mut self.0).into_iter().for_each(TakenEvents::published);
-    }
-}
-
-impl Drop for TakenBatches<'_> {
-    fn drop(&mut self) {
-        // The newest first, so that the oldest are in front again.
-        while self.0.pop().is_some() {}
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -81,14 +56,10 @@ mod tests {
         let one = TakenEvents::take(&outbox, 1);
         assert_eq!(one.events(), [event(0)]);
         one.published();
-        let mut batches = TakenBatches::default();
-        (0..3).for_each(|_| batches.push(TakenEvents::take(&outbox, 1)));
-        drop(batches);
+        drop(TakenEvents::take(&outbox, usize::MAX));
         assert_eq!(outbox.take(usize::MAX), [1, 2, 3, 4, 5].map(event));
         outbox.put(event(7));
-        let mut batches = TakenBatches::default();
-        batches.push(TakenEvents::take(&outbox, 1));
-        batches.published();
+        TakenEvents::take(&outbox, 1).published();
         assert_eq!(outbox.take(usize::MAX), []);
     }
 }

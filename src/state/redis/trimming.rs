@@ -41,7 +41,7 @@ impl SiblingExchange {
             tokio::time::sleep(TRIM_INTERVAL).await;
             match self.trim(link).await {
                 // Without the permission to trim, `stream_length` still bounds the streams.
-                Err(failure) if failure.kind == RedisFailureKind::Refused => {
+                Err(failure) if failure.is_refused() => {
                     self.observer.trim_refused(&failure.text, !was_refused);
                     was_refused = true;
                 }
@@ -79,7 +79,7 @@ impl SiblingExchange {
         }
         match self.make_room(link).await {
             // As without anything to remove: this balancer may not trim, or no writes are accepted.
-            Err(failure) if failure.is_full() || failure.kind == RedisFailureKind::Refused => Ok(false),
+            Err(failure) if failure.is_full() || failure.is_refused() => Ok(false),
             other => other,
         }
     }

@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span, Text};
 use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Table};
 
 use super::paint::{BOLD, DIM, state_style, whole};
-use crate::top::document::{TopModel, TopSibling, TopUpstream};
+use crate::top::document::{TopDocument, TopModel, TopSibling, TopUpstream};
 use crate::top::numbers::{UNKNOWN, count, cut, millis, percent, rate, sparkline};
 use crate::top::state::TopState;
 
@@ -22,6 +22,21 @@ const OTHER_COLUMNS: u16 = 86;
 
 /// The rows of the table's title and of the names of its columns.
 pub(super) const TABLE_FRAME_ROWS: u16 = 2;
+
+/// The columns of a model's numbers, with their names.
+const MODEL_NUMBER_COLUMNS: u16 = 52;
+
+/// The columns of a sibling's numbers, with their names.
+const SIBLING_NUMBER_COLUMNS: u16 = 34;
+
+/// The columns of the name of a model at least, and of short names at most.
+const MODEL_NAME_COLUMNS: (usize, usize) = (12, 28);
+
+/// The columns of the name of a sibling, unless there is room for a longer one.
+const SIBLING_NAME_COLUMNS: usize = 20;
+
+/// The shares of the two panels in the columns of the terminal.
+const PANEL_SHARES: (u16, u16) = (3, 2);
 
 /// The rows of a panel at the most.
 const MAX_PANEL_ROWS: usize = 5;
@@ -88,15 +103,14 @@ fn title(state: &TopState, shown: usize) -> Line<'static> {
 /// A row in a table of so many columns, with a trend of so many bars.
 fn row(state: &TopState, upstream: &TopUpstream, (columns, bars): (u16, u16)) -> Row<'static> {
     let history = state.upstreams.get(&upstream.name);
-    let hits = history.and_then(|history| history.share(|sample| sample.reported, |sample| sample.prompt));
+    let hits = history.and_then(|history| history.share(|sample| sample.reported, |sample| sample.compared));
     let active = match upstream.active_elsewhere {
         0 => upstream.active.to_string(),
         others => format!("{}+{others}", upstream.active),
     };
     let times = upstream.first_byte_ms;
-    let word = if upstream.drained { "drained" } else { upstream.state.as_str() };
     let shown = [
-        Cell::from(Span::styled(word.to_string(), state_style(&upstream.state))),
+        Cell::from(Span::styled(upstream.state.clone(), state_style(&upstream.state))),
         Cell::from(upstream.sight.clone().unwrap_or(UNKNOWN.into())),
         right(active),
         right(upstream.queued.map_or(UNKNOWN.into(), whole)),
@@ -152,20 +166,58 @@ pub(super) fn draw_panels(frame: &mut Frame<'_>, area: Rect, state: &TopState) {
         ]);
         return frame.render_widget(Paragraph::new(line), area);
     }
-    let [left, middle] = Layout::horizontal([Constraint::Fill(3), Constraint::Fill(2)]).areas(area);
+    let shares = [PANEL_SHARES.0, PANEL_SHARES.1].map(Constraint::Fill);
+    let [left, middle] = Layout::horizontal(shares).areas(area);
     let top = |title: Vec<Span<'static>>| Block::new().borders(Borders::TOP).title(Line::from(title));
-    let models: Vec<Line<'_>> = document.models.iter().map(model_line).collect();
+    let room = |area: Rect, numbers| usize::from(area.width.saturating_sub(numbers));
+    let (least, most) = MODEL_NAME_COLUMNS;
+    let longest = longest_model(document).max(most);
+    let columns = room(left, MODEL_NUMBER_COLUMNS).clamp(least, longest);
+    let models: Vec<Line<'_>> = document.models.iter().map(|model| model_line(model, columns)).collect();
     let title = vec![Span::styled("MODELS ", BOLD)];
     frame.render_widget(Paragraph::new(models).block(top(title)), left);
-    let others: Vec<Line<'_>> = siblings.balancers.iter().map(sibling_line).collect();
+    let longest = longest_sibling(document).max(SIBLING_NAME_COLUMNS);
+    let columns = room(middle, SIBLING_NUMBER_COLUMNS).clamp(SIBLING_NAME_COLUMNS, longest);
+    let others: Vec<Line<'_>> =
+        siblings.balancers.iter().map(|sibling| sibling_line(sibling, columns)).collect();
     let title = vec![Span::styled("SIBLINGS ", BOLD), Span::raw(format!("{exchange} "))];
     frame.render_widget(Paragraph::new(others).block(top(title)), middle);
 }
 
-fn model_line(model: &TopModel) -> Line<'static> {
+/// The columns in which neither the table nor a panel cuts a line.
+pub(super) fn columns(state: &TopState) -> usize {
+    let Some(document) = &state.document else { return 0 };
+    let names = document.upstreams.iter().map(|upstream| upstream.name.chars().count());
+    let name = names.max().unwrap_or(0);
+    let numbers: usize = COLUMNS.iter().map(|(_, width, _)| usize::from(*width) + 1).sum();
+    let table = name + numbers + usize::from(MAX_TREND_BARS) + 1;
+    let (left, right) = (usize::from(PANEL_SHARES.0), usize::from(PANEL_SHARES.1));
+    let panel = |columns: usize, share: usize| (columns * (left + right)).div_ceil(share) + 1;
+    let model = longest_model(document).max(MODEL_NAME_COLUMNS.0) + usize::from(MODEL_NUMBER_COLUMNS);
+    let sibling = longest_sibling(document) + usize::from(SIBLING_NUMBER_COLUMNS);
+    let sibling = if document.siblings.balancers.is_empty() { 0 } else { sibling };
+    table.max(panel(model, left)).max(panel(sibling, right))
+}
+
+/// The columns of the longest name of a model.
+fn longest_model(document: &TopDocument) -> usize {
+    document.models.iter().map(|model| model.name.chars().count()).max().unwrap_or(0)
+}
+
+/// The columns of the longest name of a sibling.
+fn longest_sibling(document: &TopDocument) -> usize {
+    document.siblings.balancers.iter().map(|sibling| name_of(sibling).chars().count()).max().unwrap_or(0)
+}
+
+fn name_of(sibling: &TopSibling) -> &str {
+    sibling.name.as_deref().unwrap_or(&sibling.id)
+}
+
+/// The numbers of a model, behind its name of so many columns.
+fn model_line(model: &TopModel, width: usize) -> Line<'static> {
     let cached = (model.prompt_tokens > 0).then(|| model.cached_tokens as f64 / model.prompt_tokens as f64);
     Line::from(vec![
-        Span::raw(format!("{:<28} ", cut(&model.name, 28))),
+        Span::raw(format!("{:<width$} ", cut(&model.name, width))),
         Span::raw(format!("{}/{} ", model.ready, model.upstreams)),
         Span::styled("requests ", DIM),
         Span::raw(format!("{} ", whole(model.requests))),
@@ -178,10 +230,10 @@ fn model_line(model: &TopModel) -> Line<'static> {
     ])
 }
 
-fn sibling_line(sibling: &TopSibling) -> Line<'static> {
-    let name = sibling.name.as_deref().unwrap_or(&sibling.id);
+/// The numbers of a sibling, behind its name of so many columns.
+fn sibling_line(sibling: &TopSibling, width: usize) -> Line<'static> {
     Line::from(vec![
-        Span::raw(format!("{:<20} ", cut(name, 20))),
+        Span::raw(format!("{:<width$} ", cut(name_of(sibling), width))),
         Span::styled("in flight ", DIM),
         Span::raw(format!("{} ", whole(sibling.in_flight))),
         Span::styled("heard ", DIM),

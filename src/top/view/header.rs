@@ -16,15 +16,23 @@ pub(super) const HEADER_ROWS: u16 = 3;
 
 /// Draws the lines.
 pub(super) fn draw(frame: &mut Frame<'_>, area: Rect, state: &TopState) {
-    let lines = match &state.document {
+    frame.render_widget(Paragraph::new(lines(state)), area);
+}
+
+/// The columns of the longest line.
+pub(super) fn columns(state: &TopState) -> usize {
+    lines(state).iter().map(Line::width).max().unwrap_or(0)
+}
+
+fn lines(state: &TopState) -> Vec<Line<'static>> {
+    match &state.document {
         Some(document) => vec![balancer(state, document), traffic(state, document), tokens(state, document)],
         None => vec![Line::from(vec![
             Span::styled("vllm-lb  ", BOLD),
             Span::styled(format!("{}  ", state.target), DIM),
             link(state),
         ])],
-    };
-    frame.render_widget(Paragraph::new(lines), area);
+    }
 }
 
 fn balancer(state: &TopState, document: &TopDocument) -> Line<'static> {
@@ -64,8 +72,8 @@ fn traffic(state: &TopState, document: &TopDocument) -> Line<'static> {
 
 fn tokens(state: &TopState, document: &TopDocument) -> Line<'static> {
     let (totals, history) = (&document.totals, &state.totals);
-    let predicted = percent(history.share(|sample| sample.predicted, |sample| sample.prompt));
-    let reported = percent(history.share(|sample| sample.reported, |sample| sample.prompt));
+    let predicted = percent(history.share(|sample| sample.predicted, |sample| sample.compared));
+    let reported = percent(history.share(|sample| sample.reported, |sample| sample.compared));
     let times = totals.first_byte_ms;
     let first =
         [times.map(|times| times.p50), times.map(|times| times.p90), times.and_then(|times| times.p99)];

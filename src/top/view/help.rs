@@ -17,10 +17,10 @@ const KEYS: &[(&str, &str)] = &[
     ("ACT", "requests in flight, of siblings behind +"),
     ("WAIT", "requests that wait in the engine"),
     ("BACKLOG", "prompt tokens whose first byte is awaited"),
-    ("KV, HIT", "used share of the cache; share of the prompt tokens found in it"),
+    ("KV, HIT", "used share of the cache; share of the prompts that its answers found there"),
     ("P50, P90", "time to the first byte, over the last minute"),
     ("SIGHT", "how well the cache is known: exact, learnt, blind"),
-    ("hits a of b", "share of prompt tokens found in caches, of what was predicted"),
+    ("hits a of b", "share of prompts found in caches, and the predicted one"),
     ("ttfb", "time to the first byte over the last minute: P50/P90/P99"),
 ];
 

@@ -6,10 +6,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+use crate::common::certs::Certs;
 use crate::common::doctor::{EngineProcess, Visit, file, visit, visit_with_files};
+use crate::common::model_server::{ModelServer, document};
 use crate::common::redis::Redis;
 use crate::common::wire;
-use crate::common::{Balancer, config, direct, engine, engines, eventually, logs, upstreams};
+use crate::common::{
+    Balancer, EngineServer, admin, config, direct, engine, engines, eventually, logs, upstreams,
+};
 use vllm_lb::engine::http::Options;
 
 /// The flags of an engine, and the finding that it gives.
@@ -115,6 +119,78 @@ async fn texts_of_an_engine_cannot_control_the_terminal() {
     let visit = visit(&[&*sound.url, &*hostile.url]).await;
     assert!(visit.text.contains("\\u{1b}[2J\\u{202e}evil"), "{}", visit.text);
     assert!(!visit.text.contains(['\u{1b}', '\u{202e}']), "{}", visit.text);
+}
+
+// === TLS, and sources of upstreams ===
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upstreams_with_tls_are_examined_with_their_trust_settings() {
+    let certs = Certs::new();
+    let engine = EngineServer::start_tls(Options::default(), &certs.certificate, &certs.key);
+    let engine = engine.await.expect("a free port is there");
+    let (url, ca) = (engine.url(), certs.authority().display().to_string());
+    assert!(url.starts_with("https://"));
+    let upstream = |name: &str, tls: &str| format!("upstreams: [{{url: '{url}', name: {name}, tls: {tls}}}]");
+    for (name, tls, wanted) in [
+        ("trusted", format!("{{ca: '{ca}'}}"), None),
+        ("named", format!("{{ca: '{ca}', sni: localhost}}"), None),
+        ("unproven", "{verify: false}".to_string(), None),
+        ("elsewhere", format!("{{ca: '{ca}', sni: elsewhere.test}}"), Some("unreachable")),
+        ("system", "{}".to_string(), Some("unreachable")),
+        ("no-file", "{ca: /nowhere/ca.pem}".to_string(), Some("settings")),
+    ] {
+        let visit = examine(&upstream(name, &tls), &["--request"]).await;
+        let wanted: Vec<(String, String)> =
+            wanted.map(|code| (name.to_string(), code.to_string())).into_iter().collect();
+        assert_eq!(visit.findings(), wanted, "{name}: {}", visit.text);
+        assert_eq!(visit.code, Some(i32::from(!wanted.is_empty())), "{name}");
+    }
+    // The cause is named, so that the operator knows that it is the certificate.
+    let visit = examine(&upstream("system", "{}"), &[]).await;
+    assert!(visit.text.contains("certificate"), "{}", visit.text);
+    // An upstream with TLS that is configured without.
+    let plain = url.replace("https://", "http://");
+    let visit = examine(&items([("plain".to_string(), plain.as_str())]), &[]).await;
+    assert_eq!(visit.code, Some(1), "{}", visit.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_and_the_engines_that_they_list_are_examined() {
+    let sound = engine(Options::default()).await;
+    let off = engine(Options { prefix_caching: false, seed: 1, ..Options::default() }).await;
+    let server = ModelServer::start(document([&sound, &off])).await;
+    let source = format!("gym http://{}", server.address);
+    let listed = format!("upstreams: [{{gym: 'http://{}'}}]", server.address);
+    let visit = examine(&listed, &["--request"]).await;
+    let wanted = vec![(direct(&off), "prefix_caching_off".to_string())];
+    assert_eq!((visit.findings(), visit.code), (wanted, Some(0)), "{}", visit.text);
+    let mut names: Vec<String> = visit.json()["upstreams"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|row| row["name"].as_str().expect("a name").to_string())
+        .collect();
+    names.sort();
+    let mut engines = [direct(&sound), direct(&off)];
+    engines.sort();
+    assert_eq!(names, engines);
+    // An engine that the file names, too, is examined once.
+    let both = format!("upstreams: [{{gym: 'http://{}'}}, '{}']", server.address, sound.url());
+    let visit = examine(&both, &[]).await;
+    assert_eq!(visit.json()["upstreams"].as_array().map(Vec::len), Some(2), "{}", visit.text);
+    let codes = async |answer: (u16, &str)| {
+        server.answer(answer.0, answer.1);
+        let visit = examine(&listed, &[]).await;
+        (visit.findings(), visit.code)
+    };
+    let one = |code: &str| vec![(source.clone(), code.to_string())];
+    let none = r#"{"base_url": [], "model": "sim"}"#;
+    for answer in [(500, "{}"), (200, "<html>"), (200, r#"{"base_url": 7}"#), (200, none)] {
+        assert_eq!(codes(answer).await, (one("source_unreadable"), Some(1)), "{answer:?}");
+    }
+    drop(server);
+    let visit = examine(&listed, &[]).await;
+    assert_eq!((visit.findings(), visit.code), (one("source_unreadable"), Some(1)), "{}", visit.text);
 }
 
 // === servers that are no vLLM ===
@@ -258,6 +334,32 @@ async fn a_balancer_shows_how_well_it_sees_each_upstream() {
     wanted.sort();
     assert_eq!((visit.findings(), visit.code), (wanted.to_vec(), Some(0)), "{}", visit.text);
     balancer.stop().await;
+}
+
+/// Two balancers share a file, and one of them has another admin address and a drained upstream.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_names_the_balancer_that_it_found_and_drained_upstreams() {
+    let engines = engines(2).await;
+    let balancers = [Balancer::over(&engines).await, Balancer::over(&engines).await];
+    let drained = direct(&engines[1]);
+    let body = serde_json::json!({"drain": true});
+    admin(&balancers[1], "PATCH", &format!("/admin/upstreams/{drained}"), body).await.expect(200);
+    let [first, second] = balancers.each_ref().map(|balancer| balancer.running.admin.clone());
+    let list: Vec<String> = engines.iter().map(|engine| format!("'http://{}'", direct(engine))).collect();
+    let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let text = format!("admin: {{address: '{first}'}}\nupstreams: [{}]\n", list.join(", "));
+    std::io::Write::write_all(&mut file, text.as_bytes()).expect("written");
+    let path = file.path().display().to_string();
+    let report = visit(&["-c", &path]).await;
+    let found =
+        format!("2 upstreams, 2 healthy; a balancer runs, with its admin listener at http://{first}; ");
+    assert!(report.text.starts_with(&found), "{}", report.text);
+    let report = visit(&["-c", &path, "--admin", &second, "--json"]).await;
+    assert_eq!((report.findings(), report.code), (vec![(drained, "drained".to_string())], Some(0)));
+    let json = report.json();
+    assert_eq!((&json["balancer"], &json["notes"]), (&format!("http://{second}").into(), &1.into()));
+    let report = visit(&["-c", &path, "-a", &second]).await;
+    assert!(report.text.starts_with("2 upstreams, 2 healthy, 1 drained; "), "{}", report.text);
 }
 
 #[tokio::test(flavor = "multi_thread")]

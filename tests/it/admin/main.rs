@@ -2,9 +2,11 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod decisions;
 mod doctor;
 mod engine_metrics;
 mod fleet;
 mod live;
 mod metrics;
 mod overview;
+mod upstream_state;

@@ -6,9 +6,12 @@ mod requests;
 
 use std::time::Duration;
 
+use tokio::time::timeout;
+
 use crate::common::body::chat;
-use crate::common::wire::{get, head, post};
-use crate::common::{Balancer, EngineServer, Options, config, engine, upstreams};
+use crate::common::h2::{self, H2};
+use crate::common::wire::{get, head, post, tcp};
+use crate::common::{Balancer, EngineServer, Options, PATIENCE, config, engine, upstreams};
 use ledger::Ledger;
 use vllm_lb::config::check::check;
 use vllm_lb::config::types::Config;
@@ -151,4 +154,23 @@ async fn added_latency_has_no_time_of_the_client_the_queue_or_the_upstream() {
     let seconds = balancer.metric("vllm_lb_request_seconds_sum").await;
     let added = balancer.metric("vllm_lb_added_latency_seconds_sum").await;
     assert!(seconds > 1.0 && added > 0.0 && added < 0.1, "{added} of {seconds}");
+}
+
+/// Regression: the time in which a client does not read was taken for the balancer's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn added_latency_has_no_time_of_a_client_that_does_not_read() {
+    const STALL: Duration = Duration::from_millis(500);
+    let engine = engine(Options::default()).await;
+    let balancer = Balancer::ready(named([&engine])).await;
+    let mut client = H2::with_window(tcp(balancer.address()).await, 16).await;
+    let mut asked = client.begin(h2::post(CHAT), false).await;
+    asked.body.send_data(chat("sim").into(), true).expect("the stream is open");
+    let answer = timeout(PATIENCE, asked.answer).await.expect("in time").expect("the head comes");
+    tokio::time::sleep(STALL).await;
+    let answer = h2::read(answer).await.expect(200);
+    assert!(answer.whole && answer.body.len() > 100, "{}", answer.text());
+    balancer.until_metric("vllm_lb_added_latency_seconds_count", 1.0).await;
+    let seconds = balancer.metric("vllm_lb_request_seconds_sum").await;
+    let added = balancer.metric("vllm_lb_added_latency_seconds_sum").await;
+    assert!(seconds >= STALL.as_secs_f64() && added > 0.0 && added < 0.1, "{added} of {seconds}");
 }

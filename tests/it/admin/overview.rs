@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::common::wire::{self, Wire};
-use crate::common::{Balancer, InjectedFault, admin, config, serving, upstreams};
+use crate::common::{Balancer, InjectedFault, Options, admin, config, engine, serving, upstreams};
 
 fn completion(prompt: &str) -> Vec<u8> {
     let body = json!({"model": "m", "prompt": prompt, "max_tokens": 3, "stream": true});
@@ -53,6 +53,28 @@ async fn the_overview_counts_what_clients_did() {
     assert_eq!(busy["siblings"], json!({"enabled": false, "redis_up": false, "balancers": []}));
     let balancer_row = &busy["balancer"];
     assert_eq!((&balancer_row["ready"], &balancer_row["leaving"]), (&json!(true), &json!(false)));
+    balancer.stop().await;
+}
+
+/// Regression: the share of hits was one of all prompts, so that engines without usage details looked cold.
+#[tokio::test]
+async fn hits_are_compared_with_the_prompts_of_answers_that_report_them() {
+    let silent = Options { prompt_tokens_details: false, seed: 1, ..Options::default() };
+    let engines = [engine(Options::default()).await, engine(silent).await];
+    let balancer = Balancer::over(&engines).await;
+    let prompts = (0..40).map(|number| format!("{number} begins a prompt of its own ").repeat(60));
+    for prompt in prompts {
+        let body = json!({"model": "sim", "prompt": prompt, "max_tokens": 3});
+        balancer.ask(wire::post("/v1/completions", body.to_string())).await.expect(200);
+    }
+    balancer.until_idle().await;
+    let view = overview(&balancer).await;
+    let [reporting, silent] = [0, 1].map(|row| &view["upstreams"][row]);
+    let tokens = |row: &Value, key: &str| row[key].as_u64().expect("is a number");
+    assert!(tokens(reporting, "prompt_tokens") > 0 && tokens(silent, "prompt_tokens") > 0, "{view}");
+    assert_eq!(reporting["compared_tokens"], reporting["prompt_tokens"]);
+    assert_eq!(silent["compared_tokens"], 0);
+    assert_eq!(view["totals"]["compared_tokens"], reporting["prompt_tokens"]);
     balancer.stop().await;
 }
 

@@ -1,7 +1,8 @@
-//! `vllm-lb doctor` over a real Redis with one fault.
+//! `vllm-lb doctor` over a real Redis with one fault, and over Sentinel.
 
 use crate::common::doctor::{EngineProcess, file, visit};
 use crate::common::redis::Redis;
+use crate::common::sentinel::SentinelSet;
 
 /// The findings about a Redis, and the exit code.
 async fn findings(url: &str) -> (Vec<String>, Option<i32>) {
@@ -53,4 +54,20 @@ async fn memory_and_permissions_of_redis_give_findings() {
     strict.ask(&["ACL", "SETUSER", "lb", "on", ">hunter2", "~*", "+@all", "-info"]).await;
     let url = strict.url().replace("redis://", "redis://lb:hunter2@");
     assert_eq!(findings(&url).await, one("redis_info_refused", 0));
+}
+
+/// The master that the Sentinel names is asked, also behind a failover.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_master_that_sentinel_names_is_examined() {
+    let mut set = SentinelSet::start().await;
+    assert_eq!(findings(&set.url()).await, (vec![], Some(0)));
+    let other = set.url().replace("/main", "/other");
+    assert_eq!(findings(&other).await, one("redis_unreachable", 1), "the Sentinel knows no such master");
+    set.master.ask(&["CONFIG", "SET", "maxmemory", "256mb"]).await;
+    set.master.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    assert_eq!(findings(&set.url()).await, one("redis_evicts", 0));
+    set.fail_over().await;
+    assert_eq!(findings(&set.url()).await, (vec![], Some(0)), "the new master does not evict");
+    set.sentinel.kill();
+    assert_eq!(findings(&set.url()).await, one("redis_unreachable", 1));
 }

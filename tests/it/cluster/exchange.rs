@@ -1,10 +1,13 @@
 //! Several balancers' memories on one real Redis: what one says the others know.
 
 mod board;
+mod file_entries;
+mod foreign_keys;
 mod forms;
 mod lag;
 mod memory;
 mod partitions;
+mod permissions;
 mod skew;
 mod trouble;
 

@@ -5,8 +5,11 @@ mod common;
 mod discovery;
 mod doctor;
 mod exchange;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod members;
 mod probers;
 mod redis_chaos;
+mod session_turns;
 mod siblings;
 mod stored;

@@ -1,5 +1,7 @@
 //! Changes at run time: they reach all balancers, last as long as they should, and end with the file.
 
+mod restarts;
+
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 

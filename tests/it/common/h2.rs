@@ -38,7 +38,11 @@ impl H2 {
     }
 
     pub async fn over(stream: impl Stream + 'static) -> Self {
-        let window = 1 << 20;
+        Self::with_window(stream, 1 << 20).await
+    }
+
+    /// Takes so many bytes of an answer before it must be read.
+    pub async fn with_window(stream: impl Stream + 'static, window: u32) -> Self {
         let mut builder = client::Builder::new();
         builder.initial_window_size(window).initial_connection_window_size(window);
         let (sender, connection) = builder.handshake(stream).await.expect("the balancer speaks HTTP/2");

@@ -6,10 +6,12 @@
 
 #![allow(dead_code, unused_imports, reason = "each test file uses its part of it")]
 
+pub mod api_server;
 pub mod body;
 pub mod certs;
 pub mod clients;
 pub mod dice;
+pub mod dns;
 pub mod doctor;
 pub mod h2;
 pub mod logs;

@@ -54,14 +54,18 @@ impl SentinelSet {
         format!("redis+sentinel://127.0.0.1:{}/{MASTER}", self.sentinel.port)
     }
 
-    /// Kills the master; returns when the Sentinel names the replica, which then accepts writes.
+    /// Kills the master; returns when the Sentinel has ended the failover to the replica, which then accepts
+    /// writes. Before the end the Sentinel names the replica's address, while its list of masters still has
+    /// the old master as down, and clients that read the list find none.
     pub async fn fail_over(&mut self) {
         self.master.kill();
         let port = self.replica.port.to_string();
-        eventually("the sentinel names the replica", async || {
-            let master = self.sentinel.ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER]).await;
-            let Value::Array(parts) = master else { return None };
-            (parts.get(1)? == &Value::BulkString(port.clone().into_bytes())).then_some(())
+        eventually("the sentinel lists the replica as a sound master", async || {
+            let Value::Array(fields) = self.sentinel.ask(&["SENTINEL", "MASTER", MASTER]).await else {
+                return None;
+            };
+            let sound = field(&fields, "flags")? == "master";
+            (sound && field(&fields, "port")? == port).then_some(())
         })
         .await;
         eventually("the replica is a master", async || {
@@ -70,4 +74,17 @@ impl SentinelSet {
         })
         .await;
     }
+}
+
+/// The value that follows `name` in an answer of names and values.
+fn field(fields: &[Value], name: &str) -> Option<String> {
+    let text = |value: &Value| match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes.clone()).ok(),
+        Value::SimpleString(text) => Some(text.clone()),
+        _ => None,
+    };
+    fields
+        .chunks_exact(2)
+        .find(|pair| text(&pair[0]).as_deref() == Some(name))
+        .and_then(|pair| text(&pair[1]))
 }

@@ -136,10 +136,44 @@ fn help_and_version_exit_with_0_and_usage_errors_with_64() {
 }
 
 #[test]
-fn flags_of_later_versions_are_rejected() {
-    let later = file("upstreams: [{kubernetes: {service: vllm}}]\n");
-    let ran = run(&["-c", later.path().to_str().expect("is UTF-8")], &[]);
-    assert!(ran.code == Some(64) && ran.all.contains("not available yet"), "{}", ran.all);
+fn sources_that_need_another_build_are_rejected() {
+    let file = file("upstreams: [{kubernetes: {service: vllm}}]\n");
+    let path = file.path().to_str().expect("is UTF-8");
+    if cfg!(feature = "kubernetes") {
+        assert_eq!(run(&["-c", path, "-t"], &[]).code, Some(0));
+        return;
+    }
+    for arguments in [&["-t"][..], &[]] {
+        let ran = run(&[&["-c", path], arguments].concat(), &[]);
+        let wanted = "upstreams: kubernetes vllm: this vllm-lb was built without the feature kubernetes";
+        assert!(ran.code == Some(64) && ran.all.contains(wanted), "{}", ran.all);
+    }
+}
+
+#[test]
+fn a_test_checks_listed_files_beside_the_configuration() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write =
+        |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("it is written");
+    write("lb.yaml", "upstreams: [{file: listed/gpus.yaml}]\n");
+    std::fs::create_dir(folder.path().join("listed")).expect("a folder is made");
+    let path = folder.path().join("lb.yaml");
+    let test = || run(&["-t", "-c", path.to_str().expect("is UTF-8")], &[]);
+    let ran = test();
+    assert!(ran.code == Some(0) && ran.all.contains("listed/gpus.yaml: cannot read"), "{}", ran.all);
+    write("listed/gpus.yaml", "- http://gpu-0:8000\n- url: http://gpu-1:8000\n  wieght: 2\n- gpu-2\n");
+    let ran = test();
+    for wanted in [
+        "listed/gpus.yaml: [1].wieght: unknown key: did you mean \"weight\"? (line 3)",
+        "listed/gpus.yaml: [2]: \"gpu-2\" has no scheme",
+    ] {
+        assert!(ran.code == Some(64) && ran.all.contains(wanted), "{}", ran.all);
+    }
+    write("listed/gpus.yaml", "# none yet\n");
+    let ran = test();
+    assert!(ran.code == Some(64) && ran.all.contains("listed/gpus.yaml: lists no upstream"), "{}", ran.all);
+    write("listed/gpus.yaml", "[http://gpu-0:8000]\n");
+    assert_eq!(test().code, Some(0));
 }
 
 /// Two requests with a block in common, and one of another kind.

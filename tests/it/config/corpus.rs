@@ -10,8 +10,8 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use serde_json::Value;
 use vllm_lb::config::types::{
-    Config, DiscoveryMethod, DiscoverySource, Listen, ListenTls, Passthrough, PassthroughTarget, Retry,
-    RouteConfig, Timeouts, UpstreamConfig,
+    Config, DiscoveryMethod, DiscoverySource, KubernetesService, Listen, ListenTls, Passthrough,
+    PassthroughTarget, Retry, RouteConfig, Timeouts, UpstreamConfig,
 };
 use vllm_lb::config::{
     check, keys,
@@ -102,6 +102,21 @@ fn gym(written: &str) -> DiscoverySource {
     DiscoverySource::new(DiscoveryMethod::Gym(url::upstream(written).expect("is a URL")))
 }
 
+fn service(name: &str) -> DiscoverySource {
+    DiscoverySource::new(DiscoveryMethod::Kubernetes(KubernetesService::new(name)))
+}
+
+/// A source of every kind; the file with the interval of the others.
+fn sources() -> Vec<DiscoverySource> {
+    let text = "upstreams: [{gym: 'http://gym:11000'}, {dns: 'https://dns:8000'}, \
+                {kubernetes: {service: vllm}}, {file: upstreams.yaml, every: 10s}]";
+    check::check(text, &none).unwrap_or_else(|problems| panic!("{problems:?}")).sources
+}
+
+/// The values of the above, and of an upstream, that are no defaults.
+const NAMED_IN_SOURCES: [&str; 5] =
+    ["gpu-0:8000", "http://gym:11000", "https://dns:8000", "vllm", "upstreams.yaml"];
+
 fn compare(file: &Path, shown: &str) {
     let expected = file.with_extension("expected");
     if std::env::var_os("VLLM_LB_BLESS").is_some() {
@@ -159,9 +174,9 @@ pub struct Entry {
     pub example: String,
 }
 
-/// The entries of the manual, its list of what is to come, and that of other names.
-pub fn manual() -> (Vec<Entry>, Vec<String>, Vec<String>) {
-    let (mut entries, mut later, mut aliases) = (Vec::<Entry>::new(), Vec::new(), Vec::new());
+/// The entries of the manual, and its list of other names.
+pub fn manual() -> (Vec<Entry>, Vec<String>) {
+    let (mut entries, mut aliases) = (Vec::<Entry>::new(), Vec::new());
     let mut is_default = false;
     for line in text(&root().join("conf/lb.yaml")).lines() {
         if let (true, Some(more), Some(entry)) =
@@ -179,10 +194,6 @@ pub fn manual() -> (Vec<Entry>, Vec<String>, Vec<String>) {
             entries.push(Entry { key: value, ..Entry::default() });
             continue;
         }
-        if field == "later" {
-            later.push(value);
-            continue;
-        }
         if field == "alias" {
             aliases.push(value);
             continue;
@@ -197,7 +208,7 @@ pub fn manual() -> (Vec<Entry>, Vec<String>, Vec<String>) {
             _ => {}
         }
     }
-    (entries, later, aliases)
+    (entries, aliases)
 }
 
 /// Every key that holds a value and no further keys.
@@ -209,11 +220,10 @@ fn known_keys() -> Vec<String> {
 
 #[test]
 fn the_manual_has_every_key_and_nothing_else() {
-    let (entries, later, aliases) = manual();
+    let (entries, aliases) = manual();
     let mut documented: Vec<String> = entries.iter().map(|entry| entry.key.clone()).collect();
     documented.sort();
     assert_eq!(documented, known_keys());
-    assert_eq!(later, keys::LATER);
     let known: Vec<String> = keys::ALIASES.iter().map(|(alias, key)| format!("{alias} = {key}")).collect();
     assert_eq!(aliases, known);
     for entry in &entries {
@@ -229,13 +239,19 @@ fn the_manual_has_the_defaults_of_the_code() {
     let url = url::upstream("https://gpu-0:8000").expect("is a URL");
     let config = Config {
         upstreams: vec![UpstreamConfig::new(url)],
-        sources: vec![gym("http://gym:11000")],
+        sources: sources(),
         routes: vec![RouteConfig::new(Timeouts::default(), Retry::default())],
         passthrough: vec![Passthrough { path: "/sleep".into(), to: PassthroughTarget::All }],
         ..Config::default()
     };
     let leaves = by_key(&config);
-    let required = ["listen[].tls.certificate", "listen[].tls.key", "passthrough[].path", "upstreams[].url"];
+    let required = [
+        "listen[].tls.certificate",
+        "listen[].tls.key",
+        "passthrough[].path",
+        "upstreams[].kubernetes.service",
+        "upstreams[].url",
+    ];
     for entry in manual().0 {
         if required.contains(&entry.key.as_str()) {
             assert_eq!(entry.default, "required", "{}", entry.key);
@@ -246,22 +262,9 @@ fn the_manual_has_the_defaults_of_the_code() {
         assert!(!values.is_empty(), "{} is not rendered", entry.key);
         for value in values {
             // A missing name is made of the URL; a source is another kind of item.
-            let value =
-                if ["gpu-0:8000", "http://gym:11000"].contains(&value.as_str()) { "none" } else { value };
+            let value = if NAMED_IN_SOURCES.contains(&value.as_str()) { "none" } else { value };
             assert_eq!(entry.default, value, "{}", entry.key);
         }
-    }
-}
-
-#[test]
-fn keys_of_later_versions_are_rejected() {
-    assert!(!keys::LATER.is_empty(), "the table has gone: so can its readers");
-    for later in keys::LATER {
-        let (key, value) = later.split_once('=').unwrap_or((later, "x"));
-        let lines = as_it_ships(&file_with(key, value));
-        let path = format!("{}: ", key.replace("[]", "[0]"));
-        let refused = |line: &String| line.starts_with(&path) && line.contains(keys::NOT_AVAILABLE);
-        assert!(lines.iter().any(refused), "{later}: {lines:?}");
     }
 }
 
@@ -269,6 +272,7 @@ fn keys_of_later_versions_are_rejected() {
 fn required_keys_are_required() {
     for (text, path) in [
         ("upstreams: [{name: a}]", "upstreams[0].url: is missing"),
+        ("upstreams: [{kubernetes: {port: http}}]", "upstreams[0].kubernetes.service: is missing"),
         ("passthrough: [{to: all}]", "passthrough[0].path: is missing"),
         ("listen: [{address: 'a:1', tls: {key: k}}]", "listen[0].tls.certificate: is missing"),
         ("listen: [{address: 'a:1', tls: {certificate: c}}]", "listen[0].tls.key: is missing"),
@@ -414,7 +418,7 @@ fn every_key_is_read() {
     let url = url::upstream("https://default:1").expect("is a URL");
     let default = Config {
         upstreams: vec![UpstreamConfig::new(url)],
-        sources: vec![gym("https://default:2")],
+        sources: vec![gym("https://default:2"), service("default")],
         routes: vec![RouteConfig::new(Timeouts::default(), Retry::default())],
         passthrough: vec![Passthrough { path: "/".into(), to: PassthroughTarget::All }],
         listen: vec![Listen {

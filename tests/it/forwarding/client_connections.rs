@@ -315,11 +315,19 @@ async fn reset_streams(balancer: &Balancer, most: usize) -> Option<(usize, Optio
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_resets_what_it_opens_is_disconnected() {
     let (engine, balancer) = stand(far(), |_| {}).await;
-    let (opened, why) = reset_streams(&balancer, 10_000).await.expect("the connection ends");
-    assert!((500..1_500).contains(&opened), "{opened}");
+    let mut connections = 0.0;
+    // A write of the client may meet the closed connection before the client has read why.
+    let why = loop {
+        let (opened, why) = reset_streams(&balancer, 10_000).await.expect("the connection ends");
+        assert!((500..1_500).contains(&opened), "{opened}");
+        connections += 1.0;
+        if why.is_some() || connections >= 5.0 {
+            break why;
+        }
+    };
     assert_eq!(why, Some(::h2::Reason::ENHANCE_YOUR_CALM));
     assert_eq!(engine.stats().received, 0);
-    balancer.until_metric("vllm_lb_rejects_total{reason=\"resets\"}", 1.0).await;
+    balancer.until_metric("vllm_lb_rejects_total{reason=\"resets\"}", connections).await;
     // Others, and the same client on another connection, are served.
     let mut client = H2::connect(balancer.address()).await;
     client.ask(h2::post(CHAT), &[chat("sim").into()]).await.expect(200);

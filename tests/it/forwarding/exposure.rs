@@ -2,8 +2,9 @@
 //! listener to web pages.
 
 use crate::common::body::{chat, stream};
+use crate::common::raw::Raw;
 use crate::common::wire::{Answer, Wire, get, post, request};
-use crate::common::{Balancer, InjectedFault, Options, config, engine, serving, upstreams};
+use crate::common::{Balancer, InjectedFault, Options, config, engine, listen, serving, upstreams};
 use vllm_lb::config::secret::Secret;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -40,6 +41,45 @@ async fn an_error_names_its_upstream_only_where_that_is_exposed() {
             assert!(text.contains("The upstream "), "{text}");
             assert_eq!(text.contains(&address), expose, "{text}");
         }
+    }
+}
+
+/// Answers of an upstream, of the balancer itself, and refusals name the balancer, and an upstream cannot.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_names_the_balancer_where_that_is_exposed() {
+    let fake = "x-vllm-lb-balancer: fake-1\r\nx-vllm-lb-balancer: fake-2\r\n";
+    let json = "content-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+    let raw = Raw::start(&format!("HTTP/1.1 200 OK\r\n{fake}{json}")).await;
+    let mut config = config(vec![raw.upstream()]);
+    let hiding = Balancer::ready(config.clone()).await;
+    config.expose = true;
+    config.listen.push(listen("127.0.0.1:0"));
+    let exposing = [Balancer::ready(config.clone()).await, Balancer::ready(config).await];
+    let names = |answer: &Answer| -> Vec<String> {
+        let values = answer.headers.get_all("x-vllm-lb-balancer").iter();
+        values.map(|value| value.to_str().expect("is a text").to_string()).collect()
+    };
+    let asked = [
+        (post(CHAT, chat("sim")), 200),
+        (get("/v1/models"), 200),
+        (get("/health"), 200),
+        (get("/nowhere"), 404),
+    ];
+    let mut all = Vec::new();
+    for balancer in &exposing {
+        let wanted = format!("@{}", balancer.running.addresses.join(","));
+        for (request, status) in &asked {
+            let found = names(&balancer.ask(request).await.expect(*status));
+            assert!(found.len() == 1 && found[0].ends_with(&wanted), "{found:?} {wanted}");
+            all.extend(found);
+        }
+        // The operator has chosen the listener of this balancer.
+        assert_eq!(names(&balancer.admin(get("/admin/config")).await.expect(200)), [""; 0]);
+    }
+    all.dedup();
+    assert_eq!(all.len(), 2, "{all:?}");
+    for (request, status) in &asked[1..] {
+        assert_eq!(names(&hiding.ask(request).await.expect(*status)), [""; 0]);
     }
 }
 

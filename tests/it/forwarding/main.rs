@@ -2,6 +2,7 @@
 
 mod api_surface;
 mod bodies;
+mod client_address;
 mod client_connections;
 mod client_disconnect;
 #[path = "../common/mod.rs"]

@@ -26,6 +26,10 @@ const ENDLESS: Duration = Duration::from_millis(50);
 
 const EXAMPLE: &str = include_str!("../../../docker/nginx.conf");
 
+/// In place of docker/keys.map: clients without a key, and one with a key, all without limits.
+/// tests/sdk/test_compose.py is about keys and limits.
+const KEYS: &str = "\"\" batch-test;\nsk-of-a-client batch-test;\n";
+
 // === nginx ===
 
 /// A process, which does not outlive its test.
@@ -79,6 +83,7 @@ impl Nginx {
         let file = folder.path().join("nginx.conf");
         std::fs::write(&file, adapted(folder.path(), &address, balancers))
             .expect("the folder can be written");
+        std::fs::write(folder.path().join("keys.map"), KEYS).expect("the folder can be written");
         // Debian keeps it where only root looks.
         let child = ["nginx", "/usr/sbin/nginx"].iter().find_map(|program| spawn(program, folder.path()));
         let child = child.expect("nginx is installed: ./dev setup does it");
@@ -298,6 +303,27 @@ async fn nginx_forwards_client_addresses_and_websockets() {
     assert!(String::from_utf8_lossy(&text).contains("session.created"), "{text:?}");
     drop(client);
     stand.until_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_reach_engines_with_an_id_and_without_the_key_of_the_client() {
+    let engine = engine(Default::default()).await;
+    let stand = Stand::over(&engine).await;
+    let key = ("authorization", "Bearer sk-of-a-client");
+    for (id, key) in [(None, key), (Some("chosen-by-the-client"), ("x-api-key", "sk-of-a-client"))] {
+        let headers: Vec<_> = [JSON, key].into_iter().chain(id.map(|id| ("x-request-id", id))).collect();
+        stand.nginx.ask(request("POST", CHAT, &headers, chat("sim").as_bytes())).await.expect(200);
+        let seen = engine.requests().pop().expect("it is there");
+        assert_eq!((seen.header("authorization"), seen.header("x-api-key")), (None, None));
+        let forwarded = seen.header("x-request-id").expect("each request has an id").to_string();
+        assert_eq!(forwarded.len(), id.map_or(32, str::len), "{forwarded}");
+        let end = format!("client \"batch-test\", id \"{forwarded}\"\n");
+        let log = eventually("the request is in the access log", async || {
+            Some(stand.nginx.log("access.log")).filter(|log| log.ends_with(&end))
+        })
+        .await;
+        assert!(!log.contains("sk-of-a-client"), "{log}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

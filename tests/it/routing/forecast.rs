@@ -211,6 +211,83 @@ async fn a_request_waits_for_a_forecast_that_meets_its_limit() {
     assert!(balancer.metrics().contains("vllm_lb_queue_total{end=\"admitted\"} 3"));
 }
 
+/// The engine has 50 s to read. The first request would have its first token after 75 s, 15 s late; the
+/// second one, with the same limit, after 50 s. Their answers do not stream: a first token would show that
+/// the engine is not as busy as it seems.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_request_gives_way_to_a_later_one_that_meets_the_limit() {
+    let engines = engines(1).await;
+    let balancer = balancer(&engines, SloRule::Queue, MINUTE).await;
+    let stalled = stall(&balancer, &engines[0], 400_000).await;
+    let mut first = balancer.client().await;
+    first.send(limited("60000", &completion(1, 200_000).replace("true", "false"))).await;
+    let waits = async || (balancer.running.fleet.queue().len() == 1).then_some(());
+    eventually("the first request waits", waits).await;
+    let begun = Instant::now();
+    balancer.ask(limited("60000", &completion(2, 10).replace("true", "false"))).await.expect(200);
+    let taken = begun.elapsed();
+    assert!(waits().await.is_some(), "the first one still waits");
+    assert!(taken < Duration::from_secs(10), "{taken:?}");
+    drop(stalled);
+    first.answer().await.expect(200);
+    balancer.until_idle().await;
+    assert_eq!(balancer.running.fleet.queue().len(), 0);
+}
+
+/// The prompt takes 5 s on an idle engine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_that_no_upstream_could_ever_meet_is_refused_at_once() {
+    let engines = engines(1).await;
+    let balancer = balancer(&engines, SloRule::Queue, MINUTE).await;
+    let whole = |seed, tokens| completion(seed, tokens).replace("true", "false");
+    let refused = balancer.ask(limited("1000", &whole(1, 40_000))).await;
+    assert_eq!(late(&refused), (429, true), "{}", refused.text());
+    let _stalled = stall(&balancer, &engines[0], 400_000).await;
+    let mut waiting = balancer.client().await;
+    waiting.send(limited("1000", &whole(2, 10))).await;
+    let waits = async || (balancer.running.fleet.queue().len() == 1).then_some(());
+    eventually("a request waits", waits).await;
+    let refused = balancer.ask(limited("1000", &whole(3, 40_000))).await;
+    assert_eq!(late(&refused), (429, true), "behind another one: {}", refused.text());
+    assert!(waits().await.is_some(), "the other one still waits");
+}
+
+/// As a request that waits for a place: the upstream is full.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hopeless_limit_is_refused_also_while_every_upstream_is_full() {
+    for rule in [SloRule::Queue, SloRule::Reject] {
+        let engines = engines(1).await;
+        let mut config = config(upstreams(&engines));
+        config.slo = rule;
+        config.upstreams[0].max_active = Some(1);
+        let balancer = Balancer::ready(config).await;
+        balancer.ask(post(COMPLETIONS, completion(0, 1))).await.expect(200);
+        let _stalled = stall(&balancer, &engines[0], 10).await;
+        let begun = Instant::now();
+        let refused = balancer.ask(limited("4000", &completion(1, 100_000))).await;
+        assert_eq!(late(&refused), (429, true), "{}", refused.text());
+        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shortest_of_several_limits_counts() {
+    let engines = engines(1).await;
+    let balancer = balancer(&engines, SloRule::Reject, MINUTE).await;
+    let _stalled = stall(&balancer, &engines[0], 400_000).await;
+    let ask = async |limits: &[&str]| {
+        let mut headers = vec![JSON];
+        headers.extend(limits.iter().map(|limit| ("x-slo-ttft-ms", *limit)));
+        let body = completion(1, 10).replace("true", "false");
+        balancer.ask(request("POST", COMPLETIONS, &headers, body.as_bytes())).await.status
+    };
+    assert_eq!(ask(&["90000", "80000"]).await, 200);
+    assert_eq!(ask(&["90000", "1000"]).await, 429);
+    assert_eq!(ask(&["1000", "90000"]).await, 429);
+    assert_eq!(ask(&["90000, 1e3"]).await, 429);
+    assert_eq!(ask(&["90000", "soon"]).await, 400);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wait_for_a_forecast_ends_with_the_queues_wait() {
     let engines = engines(1).await;

@@ -12,6 +12,9 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("engine::http", Level::Edge),
     ("fleet", Level::Running),
     ("fleet::breaker", Level::Pure),
+    // What the API server of Kubernetes writes, and the engines that follow from it.
+    ("fleet::discover::kubernetes::messages", Level::Pure),
+    ("fleet::discover::kubernetes::slices", Level::Pure),
     ("fleet::probe_duty", Level::Pure),
     ("fleet::sight", Level::Pure),
     ("state", Level::Running),
@@ -29,6 +32,7 @@ pub const LAYERS: &[(&str, Level)] = &[
     ("otlp::trace_context", Level::Pure),
     ("observe", Level::Record),
     ("logging", Level::Record),
+    ("system_roots", Level::Record),
     ("json", Level::Pure),
     ("prompt", Level::Pure),
     ("route", Level::Pure),
@@ -108,6 +112,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("config::values", "config::secret"),
     ("config::types", "names"),
     ("reject", "names"),
+    // A page of a list holds slices.
+    ("fleet::discover::kubernetes::messages", "fleet::discover::kubernetes::slices"),
     // A diagnosis reads what upstreams report.
     ("doctor", "aggregate"),
     // What the index found is put on the formula's candidates.

@@ -27,6 +27,9 @@ const ROOTS: &[&str] = &[
     "fuzz/targets",
     "conf",
     "docker",
+    "charts",
+    ".github",
+    ".ci",
     "dev",
     "deny.toml",
     "README.md",
@@ -345,7 +348,7 @@ fn what_is_installed_is_pinned() {
 #[test]
 fn no_directory_of_data_is_empty() {
     let mut empty = Vec::new();
-    for start in ["tests", "conf", "benches", "docker"].iter().map(|start| root().join(start)) {
+    for start in ["tests", "conf", "benches", "docker", "charts"].iter().map(|start| root().join(start)) {
         if start.exists() {
             walk(&start, &mut Vec::new(), &mut empty);
         }

@@ -1,5 +1,7 @@
 //! The ownership of engines, by scripts and random schedules, over a fleet that applies every change.
 
+mod refusals;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -20,6 +22,7 @@ struct ReconcileScene {
     ownerships: Ownerships,
     unanswered: bool,
     resend: bool,
+    leave_at_once: bool,
     now: Instant,
 }
 
@@ -39,7 +42,8 @@ fn engines(numbers: &[u8]) -> Vec<UpstreamConfig> {
 impl ReconcileScene {
     fn new() -> Self {
         let (fleet, ownerships) = (Vec::new(), Ownerships::default());
-        ReconcileScene { fleet, ownerships, unanswered: false, resend: false, now: Instant::now() }
+        let (unanswered, resend, leave_at_once) = (false, false, false);
+        ReconcileScene { fleet, ownerships, unanswered, resend, leave_at_once, now: Instant::now() }
     }
 
     fn at(&mut self, name: &str) -> Option<usize> {
@@ -93,6 +97,8 @@ impl ReconcileScene {
                 config,
                 removing: *removing,
                 ready: *ready,
+                leaves_at_once: self.leave_at_once,
+                has_answer: config.discovered.as_ref().is_some_and(|found| found.source != "none"),
             })
             .collect();
         let resend = std::mem::take(&mut self.resend);
@@ -120,6 +126,13 @@ impl ReconcileScene {
             }
         }
         log
+    }
+
+    /// Refuses the last change of a new engine. Returns whether that is news.
+    fn refuse(&mut self, number: u8) -> bool {
+        let url = engine(number).url;
+        self.fleet.retain(|there| there.config.url != url);
+        self.ownerships.mark_unusable(&url, self.now)
     }
 
     /// The upstreams that are not being removed, and whether each is discovered.
@@ -164,6 +177,21 @@ fn releases_an_engine_after_a_limit_when_its_replacement_does_not_come() {
     scene.now += MAX_RELEASE_WAIT;
     assert_eq!(scene.reconcile(&engines(&[2])), ["-e:1"]);
     assert_eq!(scene.ownerships.due(), None);
+}
+
+/// A source that watches lists engines when they are ready, and no longer when they are told to stop.
+#[test]
+fn releases_an_engine_of_a_watched_source_without_waiting_for_others() {
+    let mut scene = ReconcileScene::new();
+    scene.leave_at_once = true;
+    scene.reconcile(&engines(&[1, 2]));
+    assert_eq!(scene.reconcile(&engines(&[1])), ["-e:2"], "none is ready by its probes");
+    scene.end_requests();
+    // Another engine has the name of the first one, and must not be taken for it.
+    let moved = UpstreamConfig { name: "e:1".into(), ..engine(3) };
+    assert_eq!(scene.reconcile(&[moved.clone(), engine(4)]), ["+e:1", "+e:4"]);
+    assert_eq!(scene.reconcile(&[moved, engine(4)]), NOTHING);
+    assert_eq!(scene.reconcile(&[]), ["-e:1", "-e:4"]);
 }
 
 #[test]
@@ -281,35 +309,47 @@ fn does_not_release_an_upstream_that_took_over_the_name() {
     assert_eq!(scene.staying(), [("e:80", true)]);
 }
 
+/// Regression: an engine with another name counted as removed by the operator, and left the fleet.
 #[test]
-fn tries_an_unusable_upstream_again() {
+fn an_engine_gets_another_name_or_that_of_another_engine() {
+    let listed = |number: u8, name: &str| UpstreamConfig { name: name.into(), ..engine(number) };
     let mut scene = ReconcileScene::new();
-    scene.reconcile(&engines(&[1]));
-    scene.fleet.clear();
-    scene.ownerships.mark_unusable(&engine(1).url);
-    assert_eq!(scene.reconcile(&engines(&[1])), ["+e:1"]);
+    assert_eq!(scene.reconcile(&[listed(1, "a"), listed(2, "b")]), ["+a", "+b"]);
+    scene.make_all_ready();
+    assert_eq!(scene.reconcile(&[listed(1, "a"), listed(2, "c")]), ["+c"]);
+    scene.make_all_ready();
+    assert_eq!(scene.reconcile(&[listed(1, "a"), listed(2, "c")]), ["-b"]);
+    scene.end_requests();
+    assert_eq!(scene.reconcile(&[listed(1, "c"), listed(2, "a")]), ["+c", "+a"]);
+    let at = |scene: &ReconcileScene| -> Vec<(String, u16)> {
+        let shown = |there: &FleetUpstream| (there.config.name.clone(), there.config.url.port);
+        scene.fleet.iter().filter(|there| !there.removing).map(shown).collect()
+    };
+    assert_eq!(at(&scene), [("a".into(), 2), ("c".into(), 1)]);
+    scene.make_all_ready();
+    assert_eq!(scene.reconcile(&[listed(1, "c"), listed(2, "a")]), NOTHING);
+    // What the operator removed stays out under any name.
+    scene.remove("a");
+    scene.end_requests();
+    assert_eq!(scene.reconcile(&[listed(1, "c"), listed(2, "d")]), NOTHING);
+    assert_eq!(at(&scene), [("c".into(), 1)]);
 }
 
-/// An unusable upstream delays no release, and an upstream whose new settings are unusable stays.
+/// Regression: while any source was silent, no other one could release an upstream for half a minute.
 #[test]
-fn an_unusable_upstream_delays_no_release() {
+fn a_source_that_has_answered_releases_its_own_upstreams() {
     let mut scene = ReconcileScene::new();
-    scene.reconcile(&engines(&[1, 2]));
+    scene.unanswered = true;
+    scene.reconcile(&engines(&[1, 2, 3]));
     scene.make_all_ready();
-    assert_eq!(scene.reconcile(&engines(&[2, 3])), ["+e:3"]);
-    let at = scene.at("e:3").expect("the new engine entered");
-    scene.fleet.remove(at);
-    for more in [&[][..], &["-e:1"]] {
-        for number in [2, 3] {
-            scene.ownerships.mark_unusable(&engine(number).url);
-        }
-        let tried = [&["+e:2", "+e:3"], more].concat();
-        assert_eq!(scene.reconcile(&engines(&[2, 3])), tried);
-        scene.fleet.retain(|there| there.config.name != "e:3");
-        scene.now += MAX_RELEASE_WAIT;
-    }
-    assert_eq!(scene.ownerships.due(), None);
-    assert!(scene.staying().contains(&("e:2", true)));
+    scene.hand_to_discovery("e:3");
+    assert_eq!(scene.reconcile(&engines(&[2])), ["-e:1"], "the third one may belong to the silent source");
+    assert_eq!(scene.reconcile(&engines(&[2, 4])), ["+e:4"]);
+    assert_eq!(scene.reconcile(&engines(&[4])), NOTHING, "its replacement is not ready");
+    scene.make_all_ready();
+    assert_eq!(scene.reconcile(&engines(&[4])), ["-e:2"]);
+    scene.unanswered = false;
+    assert_eq!(scene.reconcile(&engines(&[4])), ["-e:3"]);
 }
 
 /// What the operator, the sources or the engines may do.
@@ -386,7 +426,8 @@ proptest! {
                 let same = |other: &&FleetUpstream| !other.removing && other.config.url == there.config.url;
                 prop_assert_eq!(scene.fleet.iter().filter(same).count(), 1);
             }
-        }        // In the end only listed upstreams are left of the discovered ones.
+        }
+        // In the end only listed upstreams are left of the discovered ones.
         scene.make_all_ready();
         scene.now += MAX_RELEASE_WAIT;
         scene.reconcile(&listed);

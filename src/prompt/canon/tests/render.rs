@@ -1,5 +1,12 @@
 //! Conversations as they are meant, and the many ways in which clients write the same one.
 
+mod generated;
+mod layout;
+
+pub(super) use self::generated::talk;
+use self::layout::shuffle;
+pub(super) use self::layout::{api, written};
+
 use proptest::prelude::*;
 use proptest::sample::select;
 use serde_json::{Value as Json, json};
@@ -30,73 +37,6 @@ pub(super) enum Turn {
 pub(super) enum Piece {
     Text(String),
     Image(String),
-}
-
-// === generated ===
-
-fn text() -> impl Strategy<Value = String> {
-    prop_oneof![
-        "[a-zA-Z ,.é😀\n\"\\\\/\t]{1,30}",
-        any::<String>().prop_filter("an empty text is no turn", |text| !text.is_empty()),
-    ]
-}
-
-/// JSON whose keys keep their order.
-fn value() -> impl Strategy<Value = Json> {
-    let leaf = prop_oneof![
-        Just(Json::Null),
-        any::<bool>().prop_map(Json::from),
-        any::<i32>().prop_map(Json::from),
-        text().prop_map(Json::from),
-    ];
-    leaf.prop_recursive(3, 12, 4, |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..4).prop_map(Json::from),
-            entries(inner).prop_map(Json::Object),
-        ]
-    })
-}
-
-fn entries(inner: impl Strategy<Value = Json>) -> impl Strategy<Value = serde_json::Map<String, Json>> {
-    prop::collection::vec(("[a-zé\"]{1,6}", inner), 0..4).prop_map(|entries| entries.into_iter().collect())
-}
-
-fn object() -> impl Strategy<Value = Json> {
-    entries(value()).prop_map(Json::Object)
-}
-
-fn pieces() -> impl Strategy<Value = Vec<Piece>> {
-    let piece = prop_oneof![
-        4 => text().prop_map(Piece::Text),
-        1 => "[a-zA-Z0-9+/]{8,40}".prop_map(Piece::Image),
-    ];
-    prop::collection::vec(piece, 1..4)
-}
-
-fn turn() -> impl Strategy<Value = Turn> {
-    let calls = || prop::collection::vec(("[a-z_]{1,12}", object()), 0..3);
-    prop_oneof![
-        pieces().prop_map(Turn::User),
-        (text(), calls()).prop_map(|(text, calls)| Turn::Assistant { text: Some(text), calls }),
-        calls().prop_map(|calls| Turn::Assistant { text: None, calls }),
-        pieces().prop_map(Turn::Result),
-    ]
-}
-
-prop_compose! {
-    fn any_tool()(name in "[a-z_]{1,12}", description in text(), schema in object()) -> Tool {
-        Tool { name, description, schema }
-    }
-}
-
-prop_compose! {
-    pub fn talk()(
-        system in prop::option::of(text()),
-        tools in prop::collection::vec(any_tool(), 0..3),
-        turns in prop::collection::vec(turn(), 1..7),
-    ) -> Talk {
-        Talk { system, tools, turns }
-    }
 }
 
 // === the same thing in three interfaces ===
@@ -350,123 +290,4 @@ pub(super) fn body(
         shuffle(&mut fields, luck);
     }
     fields
-}
-
-// === laid out ===
-
-pub(super) fn written(body: &[(&'static str, Node)], luck: &mut Luck) -> String {
-    let mut out = String::new();
-    out.push('{');
-    entries_written(body, luck, &mut out);
-    out.push('}');
-    out
-}
-
-fn shuffle<T>(entries: &mut [T], luck: &mut Luck) {
-    for index in (1..entries.len()).rev() {
-        entries.swap(index, luck.below(index + 1));
-    }
-}
-
-fn entries_written(entries: &[(&'static str, Node)], luck: &mut Luck, out: &mut String) {
-    for (index, (key, value)) in entries.iter().enumerate() {
-        out.push_str(if index > 0 { "," } else { "" });
-        string_written(key, luck, out);
-        space(luck, out);
-        out.push(':');
-        node_written(value, luck, out);
-    }
-}
-
-fn node_written(node: &Node, luck: &mut Luck, out: &mut String) {
-    space(luck, out);
-    match node {
-        Node::Map(entries) => {
-            out.push('{');
-            let mut order: Vec<&(&'static str, Node)> = entries.iter().collect();
-            shuffle(&mut order, luck);
-            for (index, (key, value)) in order.into_iter().enumerate() {
-                out.push_str(if index > 0 { "," } else { "" });
-                string_written(key, luck, out);
-                out.push(':');
-                node_written(value, luck, out);
-            }
-            out.push('}');
-        }
-        Node::List(nodes) => {
-            out.push('[');
-            for (index, node) in nodes.iter().enumerate() {
-                out.push_str(if index > 0 { "," } else { "" });
-                node_written(node, luck, out);
-            }
-            space(luck, out);
-            out.push(']');
-        }
-        Node::Kept(value) => json_written(value, luck, out),
-        Node::Quoted(value) => {
-            let mut inner = String::new();
-            json_written(value, luck, &mut inner);
-            string_written(&inner, luck, out);
-        }
-    }
-    space(luck, out);
-}
-
-fn json_written(value: &Json, luck: &mut Luck, out: &mut String) {
-    space(luck, out);
-    match value {
-        Json::String(text) => string_written(text, luck, out),
-        Json::Array(items) => {
-            out.push('[');
-            for (index, item) in items.iter().enumerate() {
-                out.push_str(if index > 0 { "," } else { "" });
-                json_written(item, luck, out);
-            }
-            out.push(']');
-        }
-        Json::Object(entries) => {
-            out.push('{');
-            for (index, (key, item)) in entries.iter().enumerate() {
-                out.push_str(if index > 0 { "," } else { "" });
-                string_written(key, luck, out);
-                space(luck, out);
-                out.push(':');
-                json_written(item, luck, out);
-            }
-            out.push('}');
-        }
-        other => out.push_str(&other.to_string()),
-    }
-    space(luck, out);
-}
-
-fn space(luck: &mut Luck, out: &mut String) {
-    if luck.below(4) == 0 {
-        out.push_str([" ", "\n", "\r\n", "\t "][luck.below(4)]);
-    }
-}
-
-fn string_written(text: &str, luck: &mut Luck, out: &mut String) {
-    let escaped = [0, 10, 2][luck.below(3)];
-    out.push('"');
-    for character in text.chars() {
-        let chance = escaped > 0 && luck.below(escaped) == 0;
-        match character {
-            '/' if chance => out.push_str("\\/"),
-            '\n' if luck.toss() => out.push_str("\\n"),
-            '"' | '\\' if luck.toss() => out.extend(['\\', character]),
-            _ if chance || character < ' ' || character == '"' || character == '\\' => {
-                for unit in character.encode_utf16(&mut [0; 2]) {
-                    out.push_str(&format!("\\u{unit:04x}"));
-                }
-            }
-            _ => out.push(character),
-        }
-    }
-    out.push('"');
-}
-
-/// Any of the three.
-pub(super) fn api() -> impl Strategy<Value = RenderedApi> {
-    select(vec![RenderedApi::Chat, RenderedApi::Responses, RenderedApi::Messages])
 }

@@ -1,6 +1,7 @@
 //! Chains whose beginning is known are published by their tails.
 
 use super::model::{chains, name};
+use super::properties::text;
 use super::*;
 
 /// Applies the new part of a chain to a sibling's index.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::ledger::{Ledger, MetricsPage};
 use super::{CHAT, labelled, named};
 use crate::common::body::stream;
-use crate::common::model_server::{nowhere, source};
+use crate::common::model_server::{ModelServer, document, nowhere, source};
 use crate::common::redis::Redis;
 use crate::common::wire::{Wire, post};
 use crate::common::{Balancer, Options, admin, direct, engine, engines, eventually, paced};
@@ -122,8 +122,16 @@ pub async fn process(ledger: &mut Ledger) {
     );
     ledger.shows(&balancer, &build, 1.0).await;
     ledger.holds(&balancer, "vllm_lb_resident_bytes", |bytes| bytes > 1e6 && bytes < 1e11).await;
-    let failures = labelled(&format!("discovery_failures_total|source|gym http://{address}"));
+    let label = format!("gym http://{address}");
+    let failures = format!("vllm_lb_discovery_failures_total{{reason=\"unreachable\",source=\"{label}\"}}");
     ledger.holds(&balancer, &failures, |count| count >= 1.0).await;
+    let server = ModelServer::at(&address, document(&engines)).await;
+    let of_source = |name: &str| labelled(&format!("discovery_{name}|source|{label}"));
+    ledger.shows(&balancer, &of_source("upstreams"), 1.0).await;
+    let now = || std::time::SystemTime::UNIX_EPOCH.elapsed().expect("it is after 1970").as_secs_f64();
+    let last = of_source("last_list_time_seconds");
+    ledger.holds(&balancer, &last, |at| at >= started && at <= now()).await;
+    drop(server);
     let reloads = |result: &str| labelled(&format!("reloads_total|result|{result}"));
     admin(&balancer, "POST", "/admin/reload", Value::Null).await.expect(200);
     ledger.shows(&balancer, &reloads("ok"), 1.0).await;
@@ -153,6 +161,7 @@ pub async fn siblings(ledger: &mut Ledger) {
     let other = Balancer::ready(config).await;
     ledger.shows(&one, "vllm_lb_siblings", 1.0).await;
     ledger.shows(&one, "vllm_lb_redis_up", 1.0).await;
+    ledger.shows(&one, "vllm_lb_members_shared", 1.0).await;
     for (name, least) in [("messages", 3.0), ("bytes", 60.0)] {
         for way in ["said", "heard"] {
             let sample = labelled(&format!("exchange_{name}_total|way|{way}"));
@@ -182,5 +191,6 @@ pub async fn siblings(ledger: &mut Ledger) {
     ledger.shows(&one, &labelled("exchange_lost_total|what|unreadable"), 1.0).await;
     redis.kill();
     ledger.shows(&one, "vllm_lb_redis_up", 0.0).await;
+    ledger.shows(&one, "vllm_lb_members_shared", 0.0).await;
     ledger.holds(&one, &labelled("redis_failures_total|cause|lost"), |count| count >= 1.0).await;
 }

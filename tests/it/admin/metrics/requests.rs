@@ -63,8 +63,8 @@ pub async fn answers(ledger: &mut Ledger) {
         expected.extend(tokens(&answer["usage"], route));
         page = ledger.moved(&balancer, page, &expected).await;
     }
-    // The page counts its own request.
-    ledger.shows(&balancer, "vllm_lb_in_flight", 1.0).await;
+    // The scrape does not count itself.
+    ledger.shows(&balancer, "vllm_lb_in_flight", 0.0).await;
     // A conversation goes on: the engine has its beginning.
     for turns in 1..3 {
         let answer = balancer.ask(post(CHAT, long_chat(turns))).await.expect(200).json();
@@ -236,7 +236,7 @@ pub async fn queue(ledger: &mut Ledger) {
     let leaving = waiting(&balancer, 1).await;
     let mut late = waiting(&balancer, 2).await;
     ledger.shows(&balancer, "vllm_lb_queued", 2.0).await;
-    ledger.shows(&balancer, "vllm_lb_in_flight", 3.0 + 1.0).await;
+    ledger.shows(&balancer, "vllm_lb_in_flight", 3.0).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(429);
     drop(leaving);
     late.answer().await.expect(429);

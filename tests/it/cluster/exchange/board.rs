@@ -53,6 +53,7 @@ pub fn settings(url: &str, name: &str) -> ExchangeSettings {
         name: name.into(),
         address: format!("{name}:8000"),
         fingerprint: fingerprint(1, 512),
+        identity: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Every form of a Redis URL, against a redis-server that wants it.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::board::{Board, settings};
@@ -65,7 +66,7 @@ async fn a_cluster() {
 // === access ===
 
 /// The commands of docs/operating.md that make the user of a balancer.
-fn documented_acl() -> Vec<String> {
+pub fn documented_acl() -> Vec<String> {
     let page = include_str!("../../../../docs/operating.md");
     let line = page.lines().find(|line| line.contains("ACL SETUSER")).expect("the page has the command");
     let words = line.split_whitespace().skip_while(|word| *word != "ACL");
@@ -98,6 +99,23 @@ async fn the_documented_user_has_all_rights_that_a_balancer_needs_and_no_other()
         let answer = format!("{:?}", redis.ask(&words).await);
         assert!(answer.contains("no permissions") || answer.contains("permission"), "{command:?}: {answer}");
     }
+    // The doctor reads the version, the role and the memory of Redis with it.
+    let answer = redis.ask(&["ACL", "DRYRUN", "vllm-lb", "INFO", "everything"]).await;
+    assert_eq!(answer, redis::Value::Okay);
+}
+
+/// Regression: the user of the compose file could not read the list of members, so that the first run-time
+/// change stopped the exchange of its balancers.
+#[test]
+fn the_user_of_the_compose_file_has_the_documented_rights() {
+    let rights = |words: &[String]| -> BTreeSet<String> {
+        words.iter().filter(|word| word.starts_with(['+', '-', '~', '&'])).cloned().collect()
+    };
+    let file = include_str!("../../../../docker/compose.yaml");
+    let lines = file.lines().map(str::trim).skip_while(|line| *line != r#"- "resetkeys""#);
+    let items =
+        lines.map_while(|line| line.strip_prefix("- ")).map(|item| item.trim_matches('"').to_string());
+    assert_eq!(rights(&items.collect::<Vec<_>>()), rights(&documented_acl()));
 }
 
 fn shown(path: &Path) -> String {

@@ -116,3 +116,23 @@ async fn a_backlog_of_chains_does_not_delay_gauges() {
     assert!(held() < CHAINS as usize / 2, "{} chains came first", held());
     eventually("all chains are there", async || (held() == CHAINS as usize).then_some(())).await;
 }
+
+/// Regression: what was read before the connection was lost, and not yet applied, was not read again.
+#[tokio::test(flavor = "multi_thread")]
+async fn chains_that_were_read_before_a_loss_of_the_connection_are_applied() {
+    const CHAINS: u64 = 800;
+    let redis = Redis::start(&[]).await;
+    let a = Board::begun(&redis.url(), "a").await;
+    let b = slow(&redis).await;
+    for number in 1..=CHAINS {
+        a.send("u1", &super::chain(number, 3));
+    }
+    let held = || (1..=CHAINS).filter(|number| b.held("u1", &super::chain(*number, 3)) == 3).count();
+    for _ in 0..2 {
+        let before = held();
+        eventually("some chains are applied", async || (held() > before).then_some(())).await;
+        redis.ask(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
+    }
+    assert!(held() < CHAINS as usize, "the connection was lost too late");
+    eventually("all chains are there", async || (held() == CHAINS as usize).then_some(())).await;
+}

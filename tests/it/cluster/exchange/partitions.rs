@@ -1,5 +1,7 @@
 //! Chains that are spread over several streams, of which a balancer serves some.
 
+use std::time::Duration;
+
 use super::board::{Board, options, settings};
 use super::chain;
 use crate::common::PATIENCE;
@@ -77,4 +79,35 @@ async fn a_requested_chain_comes_on_the_stream_of_its_opening() {
         all.send("u1", chain);
         late.until_held("u1", chain, 8).await;
     }
+}
+
+/// Regression: a stream that was replaced was not read while the other one went on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_stream_is_noticed_while_the_other_one_goes_on() {
+    let redis = Redis::start(&[]).await;
+    let (a, b) = (board(&redis, "a", &[]).await, board(&redis, "b", &[]).await);
+    // As of a Redis with another clock, or of another one.
+    let replaced = "vllm-lb:{lb}:chains:0";
+    redis.ask(&["XADD", replaced, "99999999999999-0", "d", "x"]).await;
+    for stream in [0, 1] {
+        a.send("u1", &chain_of(stream, 1, 4));
+        b.until_held("u1", &chain_of(stream, 1, 4), 4).await;
+    }
+    redis.ask(&["DEL", replaced]).await;
+    let busy = async {
+        for number in 10.. {
+            a.send("u2", &chain_of(1, number, 2));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let noticed = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        a.send("u1", &chain_of(0, 2, 4));
+        b.until_held("u1", &chain_of(0, 2, 4), 4).await;
+    };
+    tokio::select! {
+        () = busy => {}
+        () = noticed => {}
+    }
+    assert_eq!(b.held("u2", &chain_of(1, 10, 2)), 2, "the other stream went on");
 }

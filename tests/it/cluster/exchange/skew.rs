@@ -6,9 +6,11 @@ use std::time::Duration;
 use super::board::{Board, settings};
 use super::chain;
 use crate::common::body::stream;
+use crate::common::process::{Process, Setup};
 use crate::common::redis::Redis;
-use crate::common::wire::post;
+use crate::common::wire::{Wire, post};
 use crate::common::{Balancer, config, eventually, logs, paced, upstreams};
+use serde_json::Value;
 use vllm_lb::config::redis;
 use vllm_lb::fleet::upstream::UpstreamLoad;
 use vllm_lb::state::exchange::{Binding, SiblingLoad, fingerprint};
@@ -67,6 +69,71 @@ async fn balancers_with_other_blocks_share_their_load_and_no_chains() {
     for balancer in &balancers {
         eventually("each knows that the other is idle", async || {
             (siblings(balancer) == UpstreamLoad::default()).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Two processes of the binary, of which one makes other blocks of prompts, as another release may.
+#[tokio::test(flavor = "multi_thread")]
+async fn processes_of_two_kinds_balance_as_one_and_learn_apart() {
+    let redis = Redis::start(&[]).await;
+    let engines = [paced(Duration::from_millis(20)).await, paced(Duration::from_millis(20)).await];
+    let setups = [512, 256].map(|block_bytes| {
+        let more = format!("redis: {}\nbalance: {{block_bytes: {block_bytes}}}", redis.url());
+        Setup::over(&engines, &more)
+    });
+    let processes = [setups[0].start().await, setups[1].start().await];
+    let rows = async |process: &Process| -> Vec<Value> {
+        let rows = process.admin("/admin/upstreams").await.expect(200).json();
+        rows.as_array().cloned().unwrap_or_default()
+    };
+    for process in &processes {
+        eventually("both engines are ready", async || {
+            let rows = rows(process).await;
+            (rows.len() == 2 && rows.iter().all(|row| row["state"] == "ready")).then_some(())
+        })
+        .await;
+        eventually("there is a sibling", async || {
+            let page = process.admin("/admin/siblings").await.expect(200).json();
+            (page["siblings"].as_array().map(Vec::len) == Some(1)).then_some(())
+        })
+        .await;
+    }
+    // Endless requests, one after the other over both processes: each chooses by the load of both.
+    let mut clients = Vec::new();
+    for number in 1..=8usize {
+        let mut client = Wire::connect(&processes[number % 2].addresses[0]).await;
+        client.send(post("/v1/chat/completions", stream("sim", 2000))).await;
+        clients.push(client);
+        for process in &processes {
+            eventually("both know all requests", async || {
+                let rows = rows(process).await;
+                let of = |key: &str| rows.iter().filter_map(|row| row[key].as_u64()).sum::<u64>();
+                (of("active") + of("siblings_active") == number as u64).then_some(())
+            })
+            .await;
+        }
+    }
+    for row in rows(&processes[0]).await {
+        let (own, theirs) = (row["active"].as_u64(), row["siblings_active"].as_u64());
+        assert_eq!(own.zip(theirs).map(|(own, theirs)| own + theirs), Some(4), "{row}");
+    }
+    // Both learn prompts that the other cannot use.
+    for number in 0..6 {
+        let text = format!("conversation {number} ").repeat(600);
+        let body = serde_json::json!({"model": "sim", "max_tokens": 1, "messages": [
+            {"role": "user", "content": text}]});
+        let mut client = Wire::connect(&processes[number % 2].addresses[0]).await;
+        client.ask(post("/v1/chat/completions", body.to_string())).await.expect(200);
+    }
+    for process in &processes {
+        process.says(&format!("{WARNING}, only its load counts")).await;
+        eventually("the chains are counted", async || {
+            let page = process.admin("/metrics").await.expect(200);
+            let value =
+                page.text().lines().find_map(|line| line.strip_prefix(FOREIGN)?.trim().parse::<f64>().ok());
+            (value.unwrap_or(0.0) >= 3.0).then_some(())
         })
         .await;
     }

@@ -146,3 +146,33 @@ async fn an_engine_with_a_smaller_cache_than_believed_is_trimmed() {
     })
     .await;
 }
+
+/// Older engines report no number in place of 0: each of these answers but one is a miss.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_reports_only_hits_is_compared_with_its_misses_as_well() {
+    let options = Options { cache_tokens: 9_600, max_model_len: 8_192, ..Options::default() };
+    let engines = [engine(Options { omits_cached_zero: true, ..options }).await];
+    let mut config = config(upstreams(&engines));
+    config.health.metrics = false;
+    let balancer = telling(config).await;
+    let ask = async |seed| {
+        let body = chat_of(&words(seed, 3_000)).to_string();
+        balancer.ask(post(CHAT, body)).await.expect(200).json()
+    };
+    ask(0).await;
+    let hit = ask(0).await;
+    assert!(hit["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64() > Some(2_900), "{hit}");
+    for round in 0..4 {
+        for seed in 1..20 {
+            let answer = ask(seed).await;
+            assert_eq!(answer["usage"]["prompt_tokens_details"], Value::Null, "{round}");
+        }
+    }
+    balancer.until_idle().await;
+    let predicted = balancer.metric("vllm_lb_cache_predicted_tokens_total").await;
+    let reported = balancer.metric("vllm_lb_cache_reported_tokens_total").await;
+    assert!(predicted > 10.0 * reported && reported > 2_900.0, "{predicted} and {reported}");
+    assert!(balancer.metric("vllm_lb_cache_trimmed_total").await >= 1.0);
+    let row = row(&balancer, &engines[0]).await;
+    assert_eq!(row["sight"], "blind", "{row}");
+}
