@@ -14,6 +14,8 @@ import stub
 ENGINES = 8
 # As fast as one H100, with a cache that the conversations fill.
 OPTIONS = ("--speed", "1", "--cache-tokens", "40000")
+# What the pictures show as the name of the balancer.
+HOST = "lb-0"
 # Seconds of traffic before the first picture.
 WARM_UP = 150
 # The largest picture, in bytes.
@@ -49,7 +51,7 @@ def main():
     import watched
 
     with contextlib.ExitStack() as running:
-        balancer = running.enter_context(watched.balancer(engines=ENGINES, options=OPTIONS))
+        balancer = running.enter_context(watched.balancer(engines=ENGINES, options=OPTIONS, host=HOST))
         browser = running.enter_context(sync_playwright()).chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )

@@ -61,7 +61,7 @@ class MadeUpFleet:
         self.started = time.time() - 3600
         self.totals = dict.fromkeys(
             "requests errors rejects retries broken_streams prompt_tokens cached_tokens output_tokens "
-            "predicted_tokens reported_tokens".split(),
+            "predicted_tokens reported_tokens compared_tokens".split(),
             0,
         )
         self.upstreams = [self.upstream(at, hostile) for at in range(count)]
@@ -79,9 +79,9 @@ class MadeUpFleet:
             "drained": False, "weight": 1.0, "models": [HOSTILE if hostile else "llama-3.3-70b"],
             "active": 0, "active_elsewhere": 0, "max_active": None, "foreign": None, "queued": 0,
             "backlog": 0, "context": 0, "kv_usage": 0.4, "cache_tokens": 400_000 + 1000 * at,
-            "requests": 1000, "failures": 0, "predicted_tokens": 0, "reported_tokens": 0, "prompt_tokens": 0,
-            "first_byte_ms": None, "forecast_error_ms": 20.5, "sight": sight, "sight_reason": reason,
-            "incarnation": 0,
+            "requests": 1000, "failures": 0, "predicted_tokens": 0, "reported_tokens": 0,
+            "compared_tokens": 0, "prompt_tokens": 0, "first_byte_ms": None, "forecast_error_ms": 20.5,
+            "sight": sight, "sight_reason": reason, "incarnation": 0,
         }
 
     def move(self):
@@ -100,6 +100,7 @@ class MadeUpFleet:
             row["requests"] += done
             row["failures"] += 1 if self.random.random() < 0.01 else 0
             row["prompt_tokens"] += prompt
+            row["compared_tokens"] += prompt
             row["predicted_tokens"] += int(prompt * hit)
             row["reported_tokens"] += int(prompt * hit * (0.97 if row["sight"] == "exact" else 0))
             first = 130 + 90 * wave + self.random.random() * 20
@@ -107,6 +108,7 @@ class MadeUpFleet:
             self.totals["requests"] += done
             self.totals["errors"] += 1 if done and self.random.random() < 0.01 else 0
             self.totals["prompt_tokens"] += prompt
+            self.totals["compared_tokens"] += prompt
             self.totals["cached_tokens"] += int(prompt * hit)
             self.totals["predicted_tokens"] += int(prompt * hit)
             self.totals["reported_tokens"] += int(prompt * hit * 0.96)

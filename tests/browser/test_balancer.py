@@ -1,5 +1,10 @@
 """The page over a real balancer and real processes of the simulated engine."""
 
+import contextlib
+import functools
+import http.server
+import threading
+
 import pytest
 
 import stub
@@ -37,6 +42,42 @@ def test_the_served_page_is_the_one_of_the_sources(balancers):
         assert (answer.read(), answer.headers["content-security-policy"]) == stub.page()
 
 
+@contextlib.contextmanager
+def other_site(folder):
+    """Serves a folder as another site than 127.0.0.1; gives its URL."""
+
+    class QuietHandler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(QuietHandler, directory=folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://localhost:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def test_a_page_of_another_site_gets_nothing_and_its_links_are_followed(browser, balancers, tmp_path):
+    balancer = balancers(engines=1)
+    (tmp_path / "index.html").write_text(f'<a href="{balancer.admin}admin/upstreams">a link</a>')
+    with other_site(tmp_path) as url, contextlib.closing(browser.new_context()) as context:
+        page, answers = context.new_page(), {}
+        page.on("response", lambda answer: answers.update({answer.url: answer.status}))
+        page.goto(url)
+        for path in ("admin/live", "admin/overview", "admin/upstreams", "metrics"):
+            target = balancer.admin + path
+            page.evaluate("url => fetch(url, {mode: 'no-cors'}).then(() => null, () => null)", target)
+            assert answers.get(target) == 403, path
+        page.get_by_text("a link").click()
+        page.wait_for_url(balancer.admin + "**")
+        assert "gpu-0" in page.content()
+
+
 def test_shows_at_once_that_an_upstream_is_killed(visit, balancers):
     balancer = balancers(engines=3)
     page = open_live(visit, balancer)
@@ -58,8 +99,8 @@ def test_numbers_move_with_traffic(visit, balancers):
         page.wait_for("parseFloat(document.querySelector('.tile-value').innerText) > 0")
         page.wait_for("store.totals.rate('output_tokens') > 0")
         # A conversation that goes on is cached: the engine reports it, and the balancer predicted it.
-        page.wait_for("store.totals.share('reported_tokens', 'prompt_tokens') > 0.3", timeout=30_000)
-        page.wait_for("store.totals.share('predicted_tokens', 'prompt_tokens') > 0.3")
+        page.wait_for("store.totals.share('reported_tokens', 'compared_tokens') > 0.3", timeout=30_000)
+        page.wait_for("store.totals.share('predicted_tokens', 'compared_tokens') > 0.3")
         page.go("#/upstreams/gpu-0")
         page.page.locator(".plot canvas").first.wait_for()
         page.go("#/models")

@@ -256,10 +256,10 @@ def test_2000_frames_leave_the_memory_flat(visit, serve):
     views = ["#/", "#/upstreams/gpu-3", "#/decisions", "#/balancers", "#/models", "#/sessions", "#/traces/x"]
 
     def drive(frames):
-        """Frames as fast as the page takes them, while views are opened and closed."""
+        """Frames as fast as the page takes them, while each view is opened and closed twice or more."""
         end, server.burst, turn = server.now + frames, frames, 0
         deadline = time.monotonic() + 240
-        while page.page.evaluate("store.frame.time") < end - 1:
+        while page.page.evaluate("store.frame.time") < end - 1 or turn < 2 * len(views):
             assert time.monotonic() < deadline, "the page does not keep up"
             page.go(views[turn % len(views)])
             page.page.wait_for_timeout(150)

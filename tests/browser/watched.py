@@ -102,8 +102,8 @@ def get(url):
 class RunningBalancer:
     """A real balancer with the engines behind it."""
 
-    def __init__(self, file, listen, admin, engines):
-        self.file = file
+    def __init__(self, file, listen, admin, engines, host=None):
+        self.file, self.host = file, host
         self.url = f"http://127.0.0.1:{listen}"
         self.admin = f"http://127.0.0.1:{admin}/"
         self.engines = engines
@@ -112,6 +112,8 @@ class RunningBalancer:
 
     def start(self):
         command = [harness.binary(), "--config", str(self.file)]
+        if self.host:
+            command = harness.named(command, self.host)
         self.running.enter_context(harness.process(command, self.admin + "live"))
 
     def stop(self):
@@ -153,8 +155,9 @@ class RunningBalancer:
 
 
 @contextlib.contextmanager
-def balancer(engines=2, token=None, options=("--speed", "10"), **settings):
-    """A balancer that records every call over so many engines with these options, `gpu-0` and on."""
+def balancer(engines=2, token=None, options=("--speed", "10"), host=None, **settings):
+    """A balancer that records every call over so many engines with these options, `gpu-0` and on; with `host`
+    on a machine of this name."""
     ports = harness.free_ports(engines + 2)
     (listen, admin), ports = ports[:2], ports[2:]
     with contextlib.ExitStack() as running:
@@ -174,7 +177,7 @@ def balancer(engines=2, token=None, options=("--speed", "10"), **settings):
         }
         file = folder / "lb.yaml"
         file.write_text(json.dumps(config))
-        made = RunningBalancer(file, listen, admin, children)
+        made = RunningBalancer(file, listen, admin, children, host)
         running.callback(made.stop)
         if not token:
             made.wait_until_ready(engines)

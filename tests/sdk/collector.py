@@ -73,7 +73,8 @@ class Collector:
     An answer is a function of the handler of the request. It returns whether it took the spans.
     """
 
-    def __init__(self, port=0):
+    def __init__(self, port=0, tls=None):
+        """`tls`: the context of a server with a certificate."""
         self.lock = threading.Lock()
         self.taken, self.exports, self.answers = [], [], []
         collector = self
@@ -90,12 +91,18 @@ class Collector:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.port = self.server.server_address[1]
+        self.scheme = "https" if tls else "http"
+        if tls:
+            # The thread of a connection makes its handshake, and not the one that accepts it.
+            self.server.socket = tls.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
         self.thread.start()
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def export(self, handler, body):
         message = trace_service_pb2.ExportTraceServiceRequest.FromString(body)
@@ -194,8 +201,8 @@ def no_http(handler):
 
 
 @contextlib.contextmanager
-def collector(port=0):
-    running = Collector(port)
+def collector(port=0, tls=None):
+    running = Collector(port, tls)
     try:
         yield running
     finally:

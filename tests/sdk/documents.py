@@ -2,9 +2,9 @@
 
 What a block is shows its first word: `bash` and `python` are run, in the order of the page, in one folder; a
 `text` block directly behind one of them is what it prints (`…` stands for anything, alone on a line for any
-lines). `yaml` is a configuration, whole or in part, and `file=NAME` puts it into the folder. `console` is not
-run: its commands begin with `$ `. `sql` runs over a file of traces. Nothing else is allowed but `text` and
-`json`.
+lines). `yaml` is a configuration, whole or in part, and `file=NAME` puts it into the folder; `yaml chart` has
+values of the Helm chart. `console` is not run: its commands begin with `$ `. `sql` runs over a file of
+traces. Nothing else is allowed but `text` and `json`.
 """
 
 import dataclasses
@@ -28,6 +28,8 @@ class Block:
     file: str | None = None
     # What running it prints.
     output: str | None = None
+    # Whether it is no configuration but values of charts/vllm-lb.
+    chart: bool = False
 
 
 @dataclasses.dataclass
@@ -73,7 +75,7 @@ class Page:
             last.output = text
             return None
         files = [word.removeprefix("file=") for word in words[1:] if word.startswith("file=")]
-        return Block(language, line, text, files[0] if files else None)
+        return Block(language, line, text, files[0] if files else None, chart="chart" in words[1:])
 
     def prose(self):
         """The lines that are about this product, with their numbers; tables without the cells on others."""

@@ -78,11 +78,25 @@ def status(url):
         return None
 
 
+def named(command, host):
+    """The command on a machine of this name, where the kernel permits it; else the command."""
+    own = ["unshare", "--user", "--map-root-user", "--uts", "sh", "-c", f'hostname {host} && exec "$0" "$@"']
+    tried = subprocess.run([*own, "true"], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if tried.returncode != 0:
+        print(f"the host name cannot be {host}: {tried.stderr.decode().strip()}", file=sys.stderr)
+        return command
+    return [*own, *map(str, command)]
+
+
 @contextlib.contextmanager
-def process(arguments, ready_url, patience=PATIENCE):
-    """Runs a program until the block ends; the block begins when `ready_url` is 200."""
+def process(arguments, ready_url, patience=PATIENCE, environment=None):
+    """Runs a program until the block ends; the block begins when `ready_url` is 200. `environment`: further
+    variables."""
     with tempfile.TemporaryFile() as log:
-        child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT)
+        variables = {**os.environ, **(environment or {})}
+        child = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT, env=variables
+        )
 
         def fail(why):
             log.seek(0)

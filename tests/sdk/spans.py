@@ -86,8 +86,8 @@ def chat(text="hello", **more):
 
 
 @contextlib.contextmanager
-def over(engine, otlp, upstreams=None, **settings):
-    """A balancer with these settings, which exports as `otlp` says."""
+def over(engine, otlp, upstreams=None, environment=None, **settings):
+    """A balancer with these settings and variables, which exports as `otlp` says."""
     listen, admin = harness.free_ports(2)
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "lb.yaml")
@@ -102,7 +102,7 @@ def over(engine, otlp, upstreams=None, **settings):
         file.write_text(json.dumps(file_settings))
         command = [harness.binary(), "--config", str(file), "--log-format", "json"]
         url = f"http://127.0.0.1:{listen}"
-        with harness.process(command, url + "/health") as child:
+        with harness.process(command, url + "/health", environment=environment) as child:
             yield Running(url, f"http://127.0.0.1:{admin}", engine, child, file, file_settings)
 
 

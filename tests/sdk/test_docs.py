@@ -37,7 +37,7 @@ FOREIGN_FLAGS = {
 }
 
 # Commands that have flags of their own.
-SUBCOMMANDS = (["engine"], ["simulate"], ["traces"], ["doctor"], ["top"])
+SUBCOMMANDS = (["engine"], ["simulate"], ["traces"], ["doctor"], ["top"], ["health"])
 
 # Paths that a balancer answers with 404 unless `passthrough` names them: the pages say so.
 CONTROL_PATHS = {"/sleep", "/wake_up", "/reset_prefix_cache", "/abort_requests", "/get_inner_vllm_config"}
@@ -51,7 +51,7 @@ SOCKETS = {"/v1/realtime"}
 # Words in code style that look like keys or metrics of this product and are something else.
 OTHER_NAMES = {"traces.db", "vllm_lb_session"}
 
-PORTS = re.compile(r"\b(8000|9090|81\d\d)\b")
+PORTS = re.compile(r"\b(800[0-2]|909[0-2]|6380|81\d\d)\b")
 
 
 def by_name(pages):
@@ -72,7 +72,7 @@ def run(command, **settings):
 @functools.cache
 def helps():
     """What `--help` says of each command."""
-    commands = ([], ["engine"], ["simulate"], ["traces"], ["traces", "export"], ["doctor"], ["top"])
+    commands = ([], ["traces", "export"], *SUBCOMMANDS)
     return "\n".join(run([harness.binary(), *command, "--help"])[1] for command in commands)
 
 
@@ -125,7 +125,7 @@ def broken_links(page):
 
 
 def missing_files(page):
-    folders = "src|tests|conf|docs|benches|docker|fuzz"
+    folders = "src|tests|conf|docs|benches|docker|fuzz|charts|.github"
     for line, text in [*page.spans(), *page.commands()]:
         for name in re.findall(rf"(?:^|\s)((?:{folders})/[\w./*-]*)", text):
             if not list(ROOT.glob(name.rstrip("/"))):
@@ -222,7 +222,7 @@ def wrong_commands(page):
 
 def wrong_settings(page):
     for block in page.blocks():
-        if block.language == "yaml":
+        if block.language == "yaml" and not block.chart:
             said = problem_of(block.text)
             if said:
                 yield f"{block.line}: {said}"
@@ -310,7 +310,7 @@ def script_of(page):
         if block.language == "python":
             text = f"{sys.executable} - <<'PYTHON'\n{text}PYTHON\n"
         # A process in the background has its own words.
-        parts += [re.sub(r"(?m)^(.*\S) &$", r"\1 >>background.log 2>&1 &", text), r"printf '\036'"]
+        parts += [re.sub(r"(?m)^(.*\S) &$", r'\1 >>"$BACKGROUND_LOG" 2>&1 &', text), r"printf '\036'"]
     return "\n".join(parts) + "\n"
 
 
@@ -334,7 +334,7 @@ def run_group(command, folder, environment):
 
 
 def run_page(page, folder):
-    """Runs the blocks of a page; the problems with what they print."""
+    """Runs the blocks of a page beside `docker`, as in a checkout; the problems with what they print."""
     blocks, files = runnable(page), [block for block in page.blocks() if block.file]
     shown = [block.output or "" for block in blocks]
     script, *texts = with_free_ports([script_of(page), *(block.text for block in files), *shown])
@@ -343,7 +343,9 @@ def run_page(page, folder):
     tools = folder / "bin"
     tools.mkdir()
     (tools / "vllm-lb").symlink_to(harness.binary())
-    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"}
+    (folder / "docker").symlink_to(ROOT / "docker")
+    log = folder / "background.log"
+    environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "BACKGROUND_LOG": str(log)}
     code, out, errors = run_group(["bash", "-c", script], folder, environment)
     printed = out.split("\x1e")
     outputs = zip(blocks, texts[len(files):], printed, strict=False)
@@ -353,7 +355,6 @@ def run_page(page, folder):
         if block.output is not None and not documents.matches(output, said)
     ]
     if code != 0:
-        log = folder / "background.log"
         words = log.read_text() if log.exists() else ""
         line = blocks[min(len(printed) - 1, len(blocks) - 1)].line
         problems.append(f"{page.name}:{line} ended with {code}\n{out}{errors}{words}")
@@ -382,7 +383,7 @@ def test_output_is_compared():
 
 
 def test_there_is_something_to_run():
-    pages = ("getting-started", "routing", "virtual-models", "sessions", "operating")
+    pages = "getting-started routing virtual-models sessions operating fleet-on-one-machine".split()
     assert {page.name for page in RUN} >= {f"docs/{name}.md" for name in pages}
     assert any(block.output for page in RUN for block in runnable(page))
 
@@ -394,7 +395,7 @@ def named_paths():
     """`METHOD /path` and `/path` in code style, with where they stand, unless only a beginning is named."""
     for page in PAGES:
         for line, span in page.spans():
-            found = re.match(r"^(?:(GET|POST|PATCH|DELETE) )?(/(?!run/)[a-z][\w/{}.…?=&-]*)$", span)
+            found = re.match(r"^(?:(GET|POST|PATCH|DELETE) )?(/(?!run/|etc/|var/)[a-z][\w/{}.…?=&-]*)$", span)
             if found and not found[2].endswith(("/", "/v1")) and found[2] not in BEGINNINGS:
                 yield f"{page.name}:{line}", found[1], found[2]
 
@@ -491,7 +492,8 @@ def test_the_design_page_has_a_row_for_every_module():
 
 @pytest.mark.parametrize("name", ["README.md", "docs/routing.md"])
 def test_measured_times_are_committed_figures(name):
-    figures = set(re.findall(r"\d+(?:\.\d+)?", (ROOT / "benches/results/simulate.md").read_text()))
+    results = [(ROOT / f"benches/results/{name}.md").read_text() for name in ("simulate", "table")]
+    figures = set(re.findall(r"\d+(?:\.\d+)?", " ".join(results)))
     text = " ".join(line for _, line in documents.page(name).lines())
     times = re.findall(r"\b(\d+(?:\.\d+)?) s\b", text)
     assert len(times) > 1

@@ -19,6 +19,7 @@ import urllib.request
 import pytest
 import yaml
 
+import collector as otel
 import harness
 import monitoring
 import routed
@@ -37,6 +38,10 @@ ABSENT = {
     "vllm_lb_cache_trimmed_total",
     "vllm_lb_cumulative_turns_total",
     "vllm_lb_discovery_failures_total",
+    "vllm_lb_discovery_last_list_time_seconds",
+    "vllm_lb_discovery_upstreams",
+    "vllm_lb_discovery_last_list_time_seconds",
+    "vllm_lb_discovery_upstreams",
     "vllm_lb_exchange_lost_total",
     "vllm_lb_redis_failures_total",
     "vllm_lb_probe_failures_total",
@@ -104,12 +109,13 @@ def accepts(port):
 
 
 @contextlib.contextmanager
-def balancer(folder, engines, store):
-    """A balancer as compose starts it. Two requests fill an engine, so that others wait."""
+def balancer(folder, engines, store, spans):
+    """A balancer as compose starts it, which exports spans. Two requests fill an engine: others wait."""
     listen, admin = harness.free_ports(2)
     config = yaml.safe_load((monitoring.ROOT / "docker/lb.yaml").read_text())
     config["upstreams"] = [{"url": url, "max_active": 2} for url in engines]
     config["routes"] = [{"model": "fast", "to": "sim"}]
+    config["otlp"] = {"endpoint": spans}
     file = folder / f"{listen}.yaml"
     file.write_text(yaml.safe_dump(config))
     command = ["env", f"VLLM_LB_ADMIN_TOKEN={TOKEN}", harness.binary(), "--config", file, "--redis", store]
@@ -178,7 +184,8 @@ def watched(tmp_path_factory):
     with contextlib.ExitStack() as running:
         store = running.enter_context(redis())
         engines = running.enter_context(routed.engines(2))
-        started = [running.enter_context(balancer(folder, engines, store)) for _ in range(2)]
+        spans = running.enter_context(otel.collector()).url
+        started = [running.enter_context(balancer(folder, engines, store, spans)) for _ in range(2)]
         balancers, admins = ([one[at] for one in started] for at in (0, 1))
         url = running.enter_context(prometheus(folder, admins))
         stop = threading.Event()

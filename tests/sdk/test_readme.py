@@ -1,8 +1,9 @@
-"""The README's promises: its snippets are run, as they are printed, against `./dev demo`.
+"""The README's promises: its snippets are run, as they are printed, against `./dev demo`. And the pictures.
 
 test_docs.py looks up what the README names, as it does for the other pages.
 """
 
+import re
 import socket
 import subprocess
 import sys
@@ -73,3 +74,9 @@ def test_python(demo, text):
 
 def test_there_is_something_to_run():
     assert snippets("bash") and snippets("python")
+
+
+def test_every_picture_is_shown_by_a_page():
+    shown = {target for page in documents.pages() for target in re.findall(r"images/([\w.-]+)", page.text)}
+    pictures = {path.name for path in (documents.ROOT / "docs/images").iterdir()}
+    assert len(pictures) > 5 and pictures - shown == set()

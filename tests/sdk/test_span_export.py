@@ -3,6 +3,7 @@
 import contextlib
 import time
 
+import certificates
 import collector as otel
 import harness
 from spans import burst, complete, ended, ends, over, trace_id, wait_for
@@ -92,6 +93,40 @@ def test_answers_that_are_garbage(engine):
             sink.request(trace_id(50_004))
             wait_for(lambda: running.spans("rejected") == 1)
             assert sink.spans(trace_id(50_003)) == []
+
+
+# ---- TLS ---------------------------------------------------------------------------------------
+
+
+def test_spans_are_exported_over_tls_to_a_collector_that_is_trusted(engine, tmp_path):
+    tls = certificates.server(tmp_path)
+    trusted = {"SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+    with otel.collector(tls=tls) as sink:
+        assert sink.url.startswith("https://")
+        with over(engine, {"endpoint": sink.url}, environment=trusted) as running:
+            burst(running, 100, first=90_000)
+            sink.wait(lambda spans: complete(spans, 90_000, 100))
+            assert running.metric("vllm_lb_span_export_failures_total") == 0
+            # The connection is kept, and a new one follows when the collector ends it.
+            sink.answers = [otel.no_http]
+            burst(running, 1, first=91_000)
+            sink.request(trace_id(91_000))
+
+
+def test_nothing_is_exported_to_a_collector_that_is_not_trusted(engine, tmp_path):
+    tls = certificates.server(tmp_path)
+    (tmp_path / "other").mkdir()
+    certificates.server(tmp_path / "other")
+    other = {"SSL_CERT_FILE": str(tmp_path / "other/ca.pem")}
+    with otel.collector(tls=tls) as sink, ends(over(engine, {"endpoint": sink.url}, environment=other)) as (
+        running,
+        raised,
+    ):
+        assert burst(running, 5, first=92_000) < 5
+        wait_for(lambda: running.metric("vllm_lb_span_export_failures_total") >= 2)
+        assert (sink.exports, running.spans("exported")) == ([], 0)
+        assert ended(running, 20) < 8
+    assert "certificate" in str(raised.value).lower()
 
 
 # ---- the end -----------------------------------------------------------------------------------

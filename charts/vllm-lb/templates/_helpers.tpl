@@ -1,0 +1,146 @@
+{{/* The name of all objects: the release's, with the chart's where it does not have that. */}}
+{{- define "vllm-lb.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- $made := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- default $made .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* What a Deployment selects by: these labels cannot change over upgrades. */}}
+{{- define "vllm-lb.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "vllm-lb.labels" -}}
+{{ include "vllm-lb.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "vllm-lb.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{ default (include "vllm-lb.fullname" .) .Values.serviceAccount.name }}
+{{- else -}}
+{{ default "default" .Values.serviceAccount.name }}
+{{- end -}}
+{{- end }}
+
+{{- define "vllm-lb.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ default $.Chart.AppVersion .tag }}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* A duration of the configuration in whole seconds, rounded up. */}}
+{{- define "vllm-lb.seconds" -}}
+{{- $number := regexFind "^[0-9]+" (toString .) | int64 -}}
+{{- $unit := regexFind "[a-z]+$" (toString .) -}}
+{{- if eq $unit "ms" -}}
+{{ div (add $number 999) 1000 }}
+{{- else -}}
+{{ mul $number (get (dict "" 1 "s" 1 "m" 60 "h" 3600 "d" 86400) $unit) }}
+{{- end -}}
+{{- end }}
+
+{{/* The time that a pod has to end: what the balancer may take, and ten seconds more. */}}
+{{- define "vllm-lb.gracePeriod" -}}
+{{- $drain := include "vllm-lb.seconds" .Values.shutdown.drain | int64 -}}
+{{- $grace := include "vllm-lb.seconds" .Values.shutdown.grace | int64 -}}
+{{ add .Values.shutdown.preStopSleep $drain $grace 10 }}
+{{- end }}
+
+{{/* "yes" for an item of `upstreams` that the balancer finds through the API of its own cluster. */}}
+{{- define "vllm-lb.isWatched" -}}
+{{- if kindIs "map" . -}}
+{{- with .kubernetes -}}
+{{- if not .kubeconfig }}yes{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{/* The items of `upstreams`, in which Services of this cluster have a namespace. */}}
+{{- define "vllm-lb.upstreams" -}}
+{{- $items := list -}}
+{{- range .Values.upstreams -}}
+{{- $item := . -}}
+{{- if include "vllm-lb.isWatched" . -}}
+{{- $service := merge (deepCopy .kubernetes) (dict "namespace" $.Release.Namespace) -}}
+{{- $item = merge (dict "kubernetes" $service) (omit . "kubernetes") -}}
+{{- end -}}
+{{- $items = append $items $item -}}
+{{- end -}}
+{{ dict "items" $items | toJson }}
+{{- end }}
+
+{{/* The namespaces in which the balancers watch EndpointSlices. */}}
+{{- define "vllm-lb.namespaces" -}}
+{{- $found := list -}}
+{{- range (include "vllm-lb.upstreams" . | fromJson).items -}}
+{{- if include "vllm-lb.isWatched" . -}}
+{{- $found = append $found .kubernetes.namespace -}}
+{{- end -}}
+{{- end -}}
+{{ dict "items" ($found | uniq | sortAlpha) | toJson }}
+{{- end }}
+
+{{/* The file lb.yaml. */}}
+{{- define "vllm-lb.config" -}}
+{{- $listen := dict "address" (printf "%s:8000" .Values.bindAddress) -}}
+{{- if .Values.tls.existingSecret -}}
+{{- $tls := dict "certificate" "/etc/vllm-lb-tls/tls.crt" "key" "/etc/vllm-lb-tls/tls.key" -}}
+{{- $listen = set $listen "tls" $tls -}}
+{{- end -}}
+{{- $admin := dict "address" (printf "%s:9090" .Values.bindAddress) "token" "${VLLM_LB_ADMIN_TOKEN}" -}}
+{{- $config := deepCopy .Values.config -}}
+{{- $_ := set $config "listen" (list $listen) -}}
+{{- $_ := set $config "admin" $admin -}}
+{{- $_ := set $config "upstreams" (include "vllm-lb.upstreams" . | fromJson).items -}}
+{{- $_ := set $config "shutdown" (pick .Values.shutdown "drain" "grace") -}}
+{{ toYaml $config }}
+{{- end }}
+
+{{- define "vllm-lb.adminSecret" -}}
+{{ default (printf "%s-admin" (include "vllm-lb.fullname" .)) .Values.admin.existingSecret }}
+{{- end }}
+
+{{- define "vllm-lb.adminSecretKey" -}}
+{{ ternary .Values.admin.existingSecretKey "token" (ne .Values.admin.existingSecret "") }}
+{{- end }}
+
+{{/* The variable with the token of the admin API. */}}
+{{- define "vllm-lb.adminToken" -}}
+name: VLLM_LB_ADMIN_TOKEN
+valueFrom:
+  secretKeyRef:
+    name: {{ include "vllm-lb.adminSecret" . }}
+    key: {{ include "vllm-lb.adminSecretKey" . }}
+{{- end }}
+
+{{- define "vllm-lb.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "vllm-lb.securityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* How vLLM servers are added at once, and removed one by one. */}}
+{{- define "vllm-lb.scalingBehavior" -}}
+scaleUp:
+  stabilizationWindowSeconds: 30
+  policies: [{type: Percent, value: 100, periodSeconds: 60}]
+scaleDown:
+  stabilizationWindowSeconds: {{ .Values.autoscaling.scaleDownSeconds }}
+  policies: [{type: Pods, value: 1, periodSeconds: 120}]
+{{- end }}

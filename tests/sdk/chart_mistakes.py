@@ -1,0 +1,89 @@
+"""Changes of charts/vllm-lb that its checks find."""
+
+# For each check: the file in templates, the text, what takes its place, and the value file of chart.CASES.
+MISTAKES = {
+    "invalid_objects": (
+        ("deployment.yaml", "replicas:", "replica:", "default"),
+        ("poddisruptionbudget.yaml", "policy/v1", "policy/v1\nstatus: {currentHealthy: x}", "default"),
+        ("servicemonitor.yaml", "path: /metrics", "paths: /metrics", "everything"),
+        ("autoscaling.yaml", "pollingInterval: 15", "pollingInterval: fast", "everything"),
+    ),
+    "wrong_selectors": (
+        ("service.yaml", "component: balancer", "component: balancers", "default"),
+        ("service.yaml", "    app.kubernetes.io/component: balancer\n", "", "default"),
+        ("poddisruptionbudget.yaml", "component: balancer", "component: admin", "default"),
+        ("networkpolicy.yaml", "component: balancer", "component: x", "everything"),
+        ("_helpers.tpl", "app.kubernetes.io/instance: {{ .Release.Name }}\n", "", "default"),
+    ),
+    "wrong_monitors": (
+        ("servicemonitor.yaml", "component: admin", "component: clients", "everything"),
+        ("servicemonitor.yaml", "      app.kubernetes.io/component: admin\n", "", "everything"),
+        ("servicemonitor.yaml", "port: admin", "port: metrics", "everything"),
+    ),
+    "wrong_ports": (
+        ("deployment.yaml", "containerPort: 8000", "containerPort: 8080", "default"),
+        ("_helpers.tpl", "%s:9090", "%s:9091", "default"),
+        ("service.yaml", "targetPort: http", "targetPort: admin", "default"),
+        ("networkpolicy.yaml", "      from:\n        #", "      peers:\n        #", "everything"),
+        ("networkpolicy.yaml", "component: test", "component: tests", "hpa"),
+    ),
+    "public_admin_listeners": (
+        ("service.yaml", "type: ClusterIP", "type: NodePort", "default"),
+        ("_helpers.tpl", "${VLLM_LB_ADMIN_TOKEN}", "${VLLM_LB_ADMIN_TOKEN:-}", "default"),
+        ("_helpers.tpl", "secretKeyRef:", "configMapKeyRef:", "default"),
+    ),
+    "wrong_grace_periods": (
+        ("_helpers.tpl", "add .Values.shutdown.preStopSleep $drain", "add $drain", "everything"),
+        ("_helpers.tpl", '"m" 60', '"m" 30', "default"),
+        ("_helpers.tpl", '"h" 3600', '"h" 60', "everything"),
+    ),
+    "late_readiness": (
+        ("../values.yaml", "periodSeconds: 3\n", "periodSeconds: 30\n", "default"),
+    ),
+    "loose_pods": (
+        ("_helpers.tpl", "runAsNonRoot: true\n", "", "default"),
+        ("_helpers.tpl", "drop: [ALL]", "drop: [NET_RAW]", "default"),
+        ("_helpers.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "default"),
+        ("deployment.yaml", "    spec:\n", "    spec:\n      hostNetwork: true\n", "default"),
+    ),
+    "dangling_names": (
+        ("deployment.yaml", "mountPath: /etc/vllm-lb,", "mountPath: /etc/lb,", "default"),
+        (
+            "deployment.yaml",
+            "configMap: {name: {{ $name }}}",
+            "configMap: {name: {{ $name }}-x}",
+            "default",
+        ),
+        ("deployment.yaml", "- {name: run, mountPath: /run/vllm-lb}", "", "default"),
+        ("secret.yaml", "name: {{ $name }}", "name: {{ $name }}-x", "default"),
+        ("autoscaling.yaml", '"%s-admin"', '"%s-metrics"', "hpa"),
+    ),
+    "wrong_rights": (
+        ("rbac.yaml", "resources: [endpointslices]", "resources: [endpointslices, pods]", "default"),
+        ("rbac.yaml", "get, list, watch", "get, list, watch, update", "default"),
+        ("rbac.yaml", "namespace: {{ . }}", "namespace: {{ $own }}", "everything"),
+        ("rbac.yaml", "kind: Role\n", "kind: ClusterRole\n", "default"),
+        ("deployment.yaml", "{{ gt (len", "{{ ge (len", "dns"),
+    ),
+    "other_alerts": (
+        ("prometheusrule.yaml", "| replace", '| replace "> 0.05" "> 0.5" | replace', "everything"),
+        (
+            "servicemonitor.yaml",
+            "targetLabel: job, replacement: ",
+            "targetLabel: job, replacement: x",
+            "everything",
+        ),
+    ),
+    "other_dashboards": (
+        ("dashboard.yaml", "| nindent", '| replace "sum" "avg" | nindent', "everything"),
+    ),
+    "wrong_scaling": (
+        ("autoscaling.yaml", "name: vllm_lb_queued}", "name: vllm_lb_queue_total}", "hpa"),
+        ("autoscaling.yaml", "sum(vllm_lb_queued", "sum(vllm_lb_waiting", "everything"),
+        ("autoscaling.yaml", "sum(vllm_lb_queued", "max by (instance) (vllm_lb_queued", "everything"),
+        ("autoscaling.yaml", "job=%q", "service=%q", "everything"),
+    ),
+    "weak_tokens": (
+        ("secret.yaml", "randAlphaNum 40", "randAlphaNum 4", "default"),
+    ),
+}
