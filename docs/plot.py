@@ -60,53 +60,71 @@ def logarithmic(values):
     return (lambda value: (math.log10(value) - low) / (high - low)), [10.0**at for at in range(low, high + 1)]
 
 
-def chart(caption, rows, top):
-    """One group of rows, and the line at which it ends. Bars show lengths: a logarithmic scale gets dots."""
+def chart(caption, rows, top, unit="s", ours="work", left=LEFT):
+    """One group of rows, and the line at which it ends. Bars show lengths: a logarithmic scale gets dots.
+
+    `ours` is the row that stands out; `left` is where the scale begins, right of the labels.
+    """
     values = [float(mean) for _, mean in rows]
     is_linear = max(values) <= MAX_LINEAR_RATIO * min(values)
     share, marks = (linear if is_linear else logarithmic)(values)
 
     def x(value):
-        return LEFT + (RIGHT - LEFT) * share(value)
+        return left + (RIGHT - left) * share(value)
 
     bottom = top + 10 + ROW * len(rows)
-    parts = [f'<text x="{LEFT}" y="{top}" font-weight="600">{caption}</text>']
+    parts = [f'<text x="{left}" y="{top}" font-weight="600">{caption}</text>']
     for mark in marks:
         at = f"{x(mark):.1f}"
         parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{top + 8}" y2="{bottom}"/>')
         below = f'x="{at}" y="{bottom + 14}" text-anchor="middle"'
-        parts.append(f'<text class="small" {below}>{mark:g} s</text>')
+        parts.append(f'<text class="small" {below}>{mark:g} {unit}</text>')
     for number, (policy, mean) in enumerate(rows):
         at = x(float(mean))
         y = top + 10 + ROW * number
-        kind = "work" if policy == "work" else "bar"
-        parts.append(f'<text x="{LEFT - 8}" y="{y + 12}" text-anchor="end">{policy}</text>')
+        kind = "work" if policy == ours else "bar"
+        parts.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{policy}</text>')
         if is_linear:
-            bar = f'x="{LEFT}" y="{y + 2}" width="{at - LEFT:.1f}" height="{ROW - 5}"'
+            bar = f'x="{left}" y="{y + 2}" width="{at - left:.1f}" height="{ROW - 5}"'
             parts.append(f'<rect class="{kind}" {bar}/>')
         else:
             parts.append(f'<circle class="{kind}" cx="{at:.1f}" cy="{y + 8}" r="5"/>')
-        parts.append(f'<text class="small" x="{at + 9:.1f}" y="{y + 12}">{mean} s</text>')
+        parts.append(f'<text class="small" x="{at + 9:.1f}" y="{y + 12}">{mean} {unit}</text>')
     return parts, bottom + 44
 
 
-def picture():
+def page(title, subtitle, charts, source=""):
+    """A picture of charts, one below the other; a chart is what `chart` takes without its position.
+
+    `source` says below them where the figures come from.
+    """
     parts, top = [], TOP
-    for command, caption in CHARTS:
-        bars, top = chart(caption, means(command), top)
+    for caption, rows, *more in charts:
+        bars, top = chart(caption, rows, top, *more)
         parts += bars
     height = top - 20
+    if source:
+        parts.append(f'<text class="small" x="16" y="{top - 8}">{source}</text>')
+        height = top + 6
     head = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}"',
         f'  height="{height}" role="img" aria-labelledby="title" font-size="12"',
         "  font-family=\"system-ui, -apple-system, 'Segoe UI', sans-serif\">",
-        '<title id="title">Mean time to the first token of each policy, in seconds</title>',
+        f'<title id="title">{title}</title>',
         f"<style>{STYLE}</style>",
         f'<rect class="page" width="{WIDTH}" height="{height}" rx="8"/>',
         '<text class="small" x="16" y="20">',
-        "Mean time to the first token in seconds, less is better</text>",
+        f"{subtitle}</text>",
     ]
     return "\n".join([*head, *parts, "</svg>"]) + "\n"
+
+
+def picture():
+    return page(
+        "Mean time to the first token of each policy, in seconds",
+        "Mean time to the first token in seconds, less is better",
+        [(caption, means(command)) for command, caption in CHARTS],
+    )
 
 
 def main(arguments):
