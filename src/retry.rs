@@ -3,7 +3,8 @@
 //! An attempt may follow only while nothing of an answer has gone to the client, every byte that was read of
 //! the request is still held, and the request is not bound to one upstream. Failures that cost no engine
 //! any work (a refused connection, a pooled connection that had ended, an engine that shuts down) are retried
-//! up to `MAX_ATTEMPTS`; the others within `retry.attempts` and the retry budget.
+//! up to `MAX_ATTEMPTS`, or `retry.attempts` if that is more; the others within `retry.attempts` and the retry
+//! budget.
 //!
 //! Pure: no clock, no counts, no budget. The caller records the attempts and pays for retries.
 
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use crate::config::types::{Retry, RetryOn};
 
-/// The largest number of attempts of one request, also when its failures cost nothing.
+/// The number of attempts of one request whose failures cost nothing, unless `retry.attempts` allows more.
 pub(crate) const MAX_ATTEMPTS: u32 = 8;
 
 /// Why an attempt failed.
@@ -168,7 +169,8 @@ pub(crate) fn decide(failure: AttemptFailure, facts: RetryFacts, retry: &Retry) 
         return RetryDecision::Stop;
     }
     if failure.is_free() {
-        return if facts.attempts < MAX_ATTEMPTS { RetryDecision::Free } else { RetryDecision::Stop };
+        let most = MAX_ATTEMPTS.max(retry.attempts.saturating_add(1));
+        return if facts.attempts < most { RetryDecision::Free } else { RetryDecision::Stop };
     }
     match failure {
         _ if facts.attempts > retry.attempts => RetryDecision::Stop,
@@ -265,6 +267,14 @@ mod tests {
             assert_eq!(reset == RetryDecision::Paid, paid, "after {attempts}");
             let refused = decide(AttemptFailure::Connect { refused: true }, facts, &retry);
             assert_eq!(refused, RetryDecision::Free, "after {attempts}");
+        }
+        let many = Retry { attempts: 2 * MAX_ATTEMPTS, ..Retry::default() };
+        for (attempts, free) in
+            [(MAX_ATTEMPTS, true), (2 * MAX_ATTEMPTS, true), (2 * MAX_ATTEMPTS + 1, false)]
+        {
+            let facts = RetryFacts { attempts, ..FACTS };
+            let refused = decide(AttemptFailure::Connect { refused: true }, facts, &many);
+            assert_eq!(refused == RetryDecision::Free, free, "after {attempts}");
         }
     }
 

@@ -66,8 +66,10 @@ fn settings(engines: &[Arc<EngineServer>]) -> Config {
     }
     config.expose = true;
     config.timeouts.idle = Some(Duration::from_secs(3));
+    // More than a deployment allows: up to five engines of eight fail at once and the others are full, so that
+    // a slow machine needs more than eight attempts now and then, and no request may fail here.
     config.retry = Retry {
-        attempts: 8,
+        attempts: 30,
         budget: 10.0,
         backoff: Duration::from_millis(5),
         max_backoff: Duration::from_millis(50),
