@@ -9,7 +9,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use vllm_lb::traces::assemble::{AnswerAssembler, read_request};
+use vllm_lb::reply::token_event::read_token_event;
+use vllm_lb::traces::assemble::{AnswerAssembler, AnswerBuffer, read_request};
 use vllm_lb::traces::record::TraceApi;
 
 const EVENTS: u64 = 10_000;
@@ -107,6 +108,19 @@ fn assemble(criterion: &mut Criterion) {
             for event in &events {
                 assembler.feed(black_box(event.as_bytes()));
             }
+            assembler.finish()
+        });
+    });
+    group.bench_function("token of a chat that the relay has read", |bench| {
+        let mut buffer = AnswerBuffer::default();
+        for event in &events {
+            let choice = event.trim_ascii_end().split_once("\"choices\":[").expect("a chat").1;
+            let (token, _) = read_token_event(choice.as_bytes()).expect("the form of engines");
+            buffer.push_token(&token);
+        }
+        bench.iter(|| {
+            let mut assembler = AnswerAssembler::new(TraceApi::Chat, true, 200);
+            assembler.read(black_box(&buffer));
             assembler.finish()
         });
     });

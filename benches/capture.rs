@@ -1,4 +1,4 @@
-//! What it costs to capture a call, beside storing it: `cargo bench --bench capture` (or with
+//! What it costs to capture a call, beside assembling and storing it: `cargo bench --bench capture` (or with
 //! `--profile quick`).
 //!
 //! Each stream is fed event by event, as an engine sends them, and all words in it are distinct.
@@ -12,8 +12,13 @@ use vllm_lb::prompt::scan::Scanner;
 use vllm_lb::route::capture::{AnswerCleanup, capture_question, session_edit};
 use vllm_lb::route::dialect::BodyDialect;
 use vllm_lb::route::rewrite::AddedAnswerFields;
+use vllm_lb::traces::assemble::AnswerBuffer;
 
 const EVENTS: usize = 10_000;
+
+/// The buffer of a capture, about.
+const BUFFER_BYTES: usize = 8 << 10;
+
 const BOTH: AddedAnswerFields = AddedAnswerFields { logprobs: true, token_ids: true };
 const NOTHING: AddedAnswerFields = AddedAnswerFields { logprobs: false, token_ids: false };
 
@@ -120,12 +125,21 @@ fn cleanup(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(events.len() as u64));
         let bytes: usize = events.iter().map(String::len).sum();
         group.bench_function(format!("{name} of {} bytes", bytes / events.len()), |bench| {
-            let (mut out, kind) = (Vec::new(), Some("text/event-stream"));
+            let (mut out, mut buffer) = (Vec::new(), AnswerBuffer::default());
+            let kind = Some("text/event-stream");
             bench.iter(|| {
                 let mut cleanup = AnswerCleanup::new(dialect, fields, 200, kind);
                 for event in &events {
                     out.clear();
-                    black_box(cleanup.feed(black_box(event.as_bytes()), false, &mut out));
+                    let event = black_box(event.as_bytes());
+                    let taken = cleanup.take_tokens(event, &mut out, |token| buffer.push_token(token));
+                    if taken < event.len() {
+                        buffer.push_piece(&event[taken..]);
+                        black_box(cleanup.feed(&event[taken..], false, &mut out));
+                    }
+                    if buffer.len() > BUFFER_BYTES {
+                        buffer.clear();
+                    }
                     black_box(&out);
                 }
             });

@@ -5,6 +5,7 @@
 pub(crate) mod ending;
 pub(crate) mod judge;
 pub mod sse;
+pub mod token_event;
 pub mod usage;
 
 /// The first content of an answer's body. Headers do not count: vLLM sends them before it reads the prompt.

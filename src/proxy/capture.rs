@@ -215,27 +215,42 @@ impl RequestCapture {
 
     /// Copies the next piece of the answer. Returns it as the client gets it; `None`: as it is.
     pub(super) fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
-        self.capture.piece(piece);
+        let (capture, out) = (&mut self.capture, &mut self.cleaned);
         let (edited, ends) = match self.answer.as_mut() {
             Some(CaptureEdit::Cleanup(cleanup)) => {
-                let out = &mut self.cleaned;
-                let cleaned = cleanup.feed(piece, end, out);
-                let holds = cleanup.held_bytes() as u64;
-                if holds > 0 && !self.held.grow_to(self.request_bytes + holds.next_power_of_two()) {
-                    // The client gets fields that it did not request, rather than no answer.
-                    cleanup.give_up(out);
+                let taken = cleanup.take_tokens(piece, out, |token| capture.token(token));
+                let rest = &piece[taken..];
+                let (mut is_changed, mut ends) = (taken > 0, false);
+                if !rest.is_empty() || end {
+                    capture.piece(rest);
+                    let cleaned = cleanup.feed(rest, end, out);
+                    if taken > 0 && !cleaned.is_changed {
+                        out.extend_from_slice(rest);
+                    }
+                    (is_changed, ends) = (is_changed || cleaned.is_changed, cleaned.ends);
+                    let holds = cleanup.held_bytes() as u64;
+                    if holds > 0 && !self.held.grow_to(self.request_bytes + holds.next_power_of_two()) {
+                        // The client gets fields that it did not request, rather than no answer.
+                        cleanup.give_up(out);
+                    }
                 }
-                let bytes = match cleaned.is_changed {
+                let bytes = match is_changed {
                     // A whole answer goes on without a copy.
                     true if out.len() > MAX_KEPT_BYTES => Some(Bytes::from(std::mem::take(out))),
                     true => Some(Bytes::copy_from_slice(out)),
                     false => None,
                 };
                 out.clear();
-                (bytes, cleaned.ends)
+                (bytes, ends)
             }
-            Some(CaptureEdit::Refusal(refusal)) => (Some(Bytes::from(refusal.feed(piece, end))), end),
-            Some(CaptureEdit::Unread) | None => (None, end),
+            Some(CaptureEdit::Refusal(refusal)) => {
+                capture.piece(piece);
+                (Some(Bytes::from(refusal.feed(piece, end))), end)
+            }
+            Some(CaptureEdit::Unread) | None => {
+                capture.piece(piece);
+                (None, end)
+            }
         };
         self.left = self.left.map(|left| left.saturating_sub(piece.len() as u64));
         // The client of an answer that goes on as it is knows its end before the upstream's is read.

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! AnswerAssembler: stream  -> sse::LineSplitter -> chunks (chat, completions) | responses | messages
+//!                  tokens that the relay has read -> chunks
 //!                  whole   -> document
 //! read_request + AssembledAnswer + CallFacts -> record() -> TraceRecord
 //! ```
@@ -13,26 +14,29 @@
 //! one answer.
 
 mod answer;
+mod answer_buffer;
 mod chunks;
 mod document;
 mod ids;
 mod merge;
 mod messages;
-mod plain_chunk;
 mod request;
 mod responses;
 mod wire;
 
 pub use answer::AssembledAnswer;
+pub use answer_buffer::AnswerBuffer;
 pub use ids::KnownPrompt;
 pub use request::{RequestParts, read_request, record};
 
 use answer::AnswerParts;
+use answer_buffer::AnswerSection;
 use chunks::ChunkStream;
 use messages::MessageStream;
 use responses::ResponseStream;
 
 use super::record::{CutDocument, TraceApi, TraceError};
+use crate::reply::token_event::TokenEvent;
 use crate::sse::{LineSplitter, SseField, SsePiece, count_work};
 
 /// The largest number of held bytes of one answer.
@@ -102,6 +106,25 @@ impl AnswerAssembler {
             AnswerSource::Whole(Vec::new())
         };
         AnswerAssembler { api, status, most, source, is_overflown: false }
+    }
+
+    /// Reads the next part of the answer.
+    pub fn read(&mut self, part: &AnswerBuffer) {
+        for section in part.sections() {
+            match section {
+                AnswerSection::Bytes(piece) => self.feed(piece),
+                AnswerSection::Token(token) => self.token(&token),
+            }
+        }
+    }
+
+    /// Reads a token whose event came between two events of the stream.
+    fn token(&mut self, token: &TokenEvent<'_>) {
+        if let AnswerSource::Stream(reader) = &mut self.source
+            && !self.is_overflown
+        {
+            self.is_overflown = !reader.token(token);
+        }
     }
 
     /// Reads the next piece of the body, which may be cut anywhere.
@@ -195,9 +218,19 @@ impl StreamReader {
                 SsePiece::LineFeed => {}
             }
         }
-        if fits && self.bytes() <= self.most {
-            return true;
+        (fits && self.bytes() <= self.most) || self.give_up()
+    }
+
+    /// As `feed`, of a token.
+    fn token(&mut self, token: &TokenEvent<'_>) -> bool {
+        // The relay reads tokens in streams of chats only.
+        if let StreamState::Chunks(chunks) = &mut self.events.state {
+            self.events.held += chunks.token(token);
         }
+        self.bytes() <= self.most || self.give_up()
+    }
+
+    fn give_up(&mut self) -> bool {
         self.lines = LineSplitter::new(0);
         self.events.data = Vec::new();
         false

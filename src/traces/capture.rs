@@ -1,7 +1,8 @@
 //! The capture of one call, while its request and its answer are forwarded.
 //!
 //! It copies the answer's pieces, as the upstream sent them, into a buffer that goes to the writer when it is
-//! full and when the call ends. A capture that is dropped ends its call as incomplete.
+//! full and when the call ends. Of an event that the relay has read it copies the token only. A capture that
+//! is dropped ends its call as incomplete.
 //!
 //! Never: an await, a parse, more than one buffer of an answer.
 
@@ -11,9 +12,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::assemble::AnswerBuffer;
 use super::queue::{AnswerForm, CaptureMark, EndedCall, TraceMessage};
 use super::record::{CallFacts, TraceApi, TraceError};
 use super::shared::SharedTraces;
+use crate::reply::token_event::TokenEvent;
 
 /// The size at which the buffered part of an answer goes to the writer: it stays in a core's cache.
 pub(crate) const MAX_BUFFERED_BYTES: usize = 8 << 10;
@@ -73,7 +76,7 @@ impl Capture {
             request: start.request,
             inserted: start.inserted,
             answer: None,
-            rest: Vec::new(),
+            rest: AnswerBuffer::default(),
             replaced: None,
             stored: None,
             pending: None,
@@ -112,7 +115,19 @@ impl Capture {
 
     /// Copies the next piece of the answer.
     pub fn piece(&mut self, piece: &[u8]) {
-        let Some(call) = self.call.as_mut().filter(|_| !piece.is_empty()) else { return };
+        if !piece.is_empty() {
+            self.append(AnswerBuffer::piece_bytes(piece), |buffer| buffer.push_piece(piece));
+        }
+    }
+
+    /// Copies a token, whose event comes between two events of the answer, in place of its event.
+    pub fn token(&mut self, token: &TokenEvent<'_>) {
+        self.append(AnswerBuffer::token_bytes(token), |buffer| buffer.push_token(token));
+    }
+
+    /// Appends at most so many bytes to the buffer.
+    fn append(&mut self, bytes: usize, push: impl FnOnce(&mut AnswerBuffer)) {
+        let Some(call) = self.call.as_mut() else { return };
         let Some(form) = call.answer else { return };
         call.facts.first_token.get_or_insert_with(|| self.begun.elapsed());
         if self.mark.is_dropped() {
@@ -120,19 +135,19 @@ impl Capture {
             self.traces.queue.buffer_goes(std::mem::take(&mut call.rest).capacity());
             return;
         }
-        let length = call.rest.len() + piece.len();
+        let length = call.rest.len() + bytes;
         if length > call.rest.capacity() {
             // Twice: a short answer takes little, and a long one is not moved again and again.
             let room = if length <= FIRST_BUFFER_BYTES { FIRST_BUFFER_BYTES } else { MAX_BUFFERED_BYTES };
             let before = call.rest.capacity();
-            call.rest.reserve_exact(room.max(length) - call.rest.len());
+            call.rest.reserve(room.max(length));
             self.traces.queue.buffer_grows(call.rest.capacity() - before);
         }
-        call.rest.extend_from_slice(piece);
+        push(&mut call.rest);
         if call.rest.len() >= MAX_BUFFERED_BYTES {
-            let bytes = std::mem::take(&mut call.rest);
-            self.traces.queue.buffer_goes(bytes.capacity());
-            self.traces.push(TraceMessage::Piece { mark: self.mark.clone(), form, bytes });
+            let part = std::mem::take(&mut call.rest);
+            self.traces.queue.buffer_goes(part.capacity());
+            self.traces.push(TraceMessage::Piece { mark: self.mark.clone(), form, part });
         }
     }
 
@@ -196,7 +211,11 @@ mod tests {
     use super::*;
     use crate::config::types::TracesConfig;
     use crate::observe::Observer;
+    use crate::route::capture::AnswerCleanup;
+    use crate::route::dialect::BodyDialect;
+    use crate::route::rewrite::AddedAnswerFields;
     use crate::traces::Traces;
+    use crate::traces::assemble::AnswerAssembler;
 
     fn start() -> CaptureStart {
         CaptureStart {
@@ -210,6 +229,75 @@ mod tests {
             begun: Instant::now(),
             cumulative: None,
         }
+    }
+
+    /// A stream of a chat with tokens in the form of engines, and with events that are left to the parser.
+    fn chat() -> String {
+        let event = |delta: &str, logprobs: &str, more: &str, end: &str| {
+            format!(
+                "data: {{\"id\":\"c\",\"model\":\"m\",\"choices\":[{{\"index\":0,\"delta\":{delta},\
+                 \"logprobs\":{logprobs},\"finish_reason\":{more}}}]}}{end}"
+            )
+        };
+        let token = |text: &str, id: u32, end: &str| {
+            let logprobs = format!(
+                "{{\"content\":[{{\"token\":\"{text}\",\"logprob\":-0.{id}1,\"bytes\":[1],\
+                 \"top_logprobs\":[]}}]}}"
+            );
+            event(
+                &format!("{{\"content\":\"{text}\"}}"),
+                &logprobs,
+                &format!("null,\"token_ids\":[{id}]"),
+                end,
+            )
+        };
+        [
+            event("{\"role\":\"assistant\",\"content\":\"\"}", "null", "null,\"token_ids\":null", "\n\n"),
+            token("one", 1, "\n\n"),
+            token("\\n", 2, "\n\n"),
+            ": comment\n\n".to_owned(),
+            token("two é", 3, "\n\n"),
+            token("three", 4, "\r\n\r\n"),
+            token("four", 5, "\n\n"),
+            token("", 6, "\n\n"),
+            event("{\"content\":\"end\"}", "null", "\"stop\",\"token_ids\":[7]", "\n\n"),
+            "data: [DONE]\n\n".to_owned(),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn tokens_read_by_the_relay_make_the_record_of_the_stream() {
+        let body = chat();
+        let mut whole = AnswerAssembler::new(TraceApi::Chat, true, 200);
+        whole.feed(body.as_bytes());
+        let whole = whole.finish();
+        assert_eq!(whole.choices[0].token_ids, [1, 2, 3, 4, 5, 6, 7]);
+        let ends: Vec<usize> = body.match_indices("\n\n").map(|(at, _)| at + 2).collect();
+        let mut most = 0;
+        for at in 0..body.len() {
+            let (mut assembler, mut taken) = (AnswerAssembler::new(TraceApi::Chat, true, 200), 0);
+            let fields = AddedAnswerFields { logprobs: true, token_ids: true };
+            let mut cleanup = AnswerCleanup::new(BodyDialect::Chat, fields, 200, Some("text/event-stream"));
+            let mut cuts = [&ends[..], &[at]].concat();
+            cuts.sort_unstable();
+            let mut buffer = AnswerBuffer::default();
+            for span in [&[0], &cuts[..]].concat().windows(2) {
+                let piece = &body.as_bytes()[span[0]..span[1]];
+                let bytes = cleanup.take_tokens(piece, &mut Vec::new(), |token| {
+                    buffer.push_token(token);
+                    taken += 1;
+                });
+                cleanup.feed(&piece[bytes..], false, &mut Vec::new());
+                if bytes < piece.len() {
+                    buffer.push_piece(&piece[bytes..]);
+                }
+            }
+            assembler.read(&buffer);
+            assert_eq!(assembler.finish(), whole, "cut at {at}");
+            most = most.max(taken);
+        }
+        assert_eq!(most, 3, "one, two and the empty one");
     }
 
     #[tokio::test]

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use super::assemble::AnswerBuffer;
 use super::cumulative::PendingTurn;
 use super::record::{CallFacts, TraceApi};
 
@@ -60,8 +61,8 @@ pub(super) struct EndedCall {
     pub inserted: Option<(usize, &'static [u8])>,
     /// `None`: there was no answer of an upstream.
     pub answer: Option<AnswerForm>,
-    /// The answer's bytes behind those of earlier messages.
-    pub rest: Vec<u8>,
+    /// The part of the answer behind those of earlier messages.
+    pub rest: AnswerBuffer,
     /// The error of the upstream, of an answer that the balancer has given in its place.
     pub replaced: Option<Box<[u8]>>,
     /// Notified once the trace is stored.
@@ -77,7 +78,7 @@ pub(super) enum TraceMessage {
     Piece {
         mark: Arc<CaptureMark>,
         form: AnswerForm,
-        bytes: Vec<u8>,
+        part: AnswerBuffer,
     },
     End {
         mark: Arc<CaptureMark>,
@@ -151,7 +152,7 @@ impl TraceMessage {
 
     fn bytes(&self) -> usize {
         let bytes = match self {
-            TraceMessage::Piece { bytes, .. } => bytes.capacity(),
+            TraceMessage::Piece { part, .. } => part.capacity(),
             TraceMessage::End { call, .. } => {
                 let replaced = call.replaced.as_ref().map_or(0, |error| error.len());
                 call.request.len() + call.rest.capacity() + replaced

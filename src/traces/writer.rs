@@ -206,13 +206,13 @@ impl WriterBatch {
         }
         match message {
             TraceMessage::Flush(told) => self.waiting.push(told),
-            TraceMessage::Piece { mark, form, bytes } => {
+            TraceMessage::Piece { mark, form, part } => {
                 let open = self
                     .open
                     .entry(mark.id)
                     .or_insert_with(|| OpenAnswer { mark, assembler: assembler(form) });
                 let before = open.assembler.bytes();
-                open.assembler.feed(&bytes);
+                open.assembler.read(&part);
                 self.open_bytes = self.open_bytes + open.assembler.bytes() - before;
                 if self.open_bytes > MAX_ASSEMBLING_BYTES {
                     self.give_up_largest(&traces.observer);
@@ -308,7 +308,7 @@ fn assembled(
     let EndedCall { facts, request, inserted, answer, rest, replaced, stored, pending: _ } = call;
     let mut answer = answer.map(|form| {
         let mut assembler = open.unwrap_or_else(|| assembler(form));
-        assembler.feed(&rest);
+        assembler.read(&rest);
         let mut prompt = known.take(&facts.session_id);
         let answer = assembler.finish_after(&mut prompt);
         known.keep(&facts.session_id, prompt);

@@ -13,15 +13,24 @@
 //!
 //! If nothing was requested, a stream is only searched for its terminal event, and never held.
 //!
+//! Most events of a chat's stream have one token in the form of engines. [`AnswerCleanup::take_tokens`] reads
+//! them once, for the client and for the trace; what it leaves goes to [`AnswerCleanup::feed`].
+//!
 //! Never: fail, change a field that the client requested, copy a piece in which nothing changes.
 
-use super::document::{ClearedDocument, clear_fields};
+use std::ops::Range;
+
+use super::document::{ClearedDocument, NULL, clear_fields};
 use super::terminal::{TerminalWatch, is_done};
 use crate::json;
+use crate::reply::token_event::{TokenEvent, read_token_event};
 use crate::route::answer::{MAX_EVENT_BYTES, MAX_WHOLE_ANSWER_BYTES};
 use crate::route::dialect::BodyDialect;
 use crate::route::rewrite::AddedAnswerFields;
 use crate::sse::{LineSplitter, RepeatedHead, SseLine, SsePiece, count_work};
+
+/// The end of an event's data, and of the event, as engines write them.
+const EVENT_END: &[u8] = b"\n\n";
 
 /// The most bytes for which there is room before they come.
 const MAX_EXPECTED_BYTES: usize = 64 << 10;
@@ -63,6 +72,8 @@ enum CleanupMode {
 struct EventCleanup {
     lines: LineSplitter,
     state: EventCleanupState,
+    /// The stream has ended an event with its last byte.
+    is_between_events: bool,
 }
 
 #[derive(Debug)]
@@ -166,6 +177,23 @@ impl AnswerCleanup {
         }
     }
 
+    /// Takes the events of one token at the front of a piece, and appends to `out` what goes on in their
+    /// place. Returns the number of their bytes. The rest of the piece is fed next.
+    pub fn take_tokens(
+        &mut self,
+        piece: &[u8],
+        out: &mut Vec<u8>,
+        mut take: impl FnMut(&TokenEvent<'_>),
+    ) -> usize {
+        let CleanupMode::Events(events) = &mut self.mode else { return 0 };
+        let mut taken = 0;
+        while let Some((token, bytes)) = events.token(&piece[taken..], out) {
+            take(&token);
+            taken += bytes;
+        }
+        taken
+    }
+
     /// Takes the next piece, and appends to `out` what goes on in its place; `end`: it is the last.
     pub fn feed(&mut self, piece: &[u8], end: bool, out: &mut Vec<u8>) -> CleanedPiece {
         let (is_changed, is_end) = match &mut self.mode {
@@ -213,7 +241,38 @@ impl EventCleanup {
     fn new(dialect: BodyDialect, fields: AddedAnswerFields) -> Self {
         let (head, last) = (RepeatedHead::default(), LastEventLine::default());
         let state = EventCleanupState { dialect, fields, head, last, is_terminal: false, split: None };
-        EventCleanup { lines: LineSplitter::new(MAX_EVENT_BYTES), state }
+        EventCleanup { lines: LineSplitter::new(MAX_EVENT_BYTES), state, is_between_events: false }
+    }
+
+    /// Reads the event of one token that the piece begins with, and writes what goes on in its place. Returns
+    /// it with its length. `None`: the piece begins with another event, or within one.
+    fn token<'a>(&mut self, piece: &'a [u8], out: &mut Vec<u8>) -> Option<(TokenEvent<'a>, usize)> {
+        let EventCleanupState { dialect, fields, head, last, split, .. } = &self.state;
+        let is_plain = *last == LastEventLine::Stays && split.is_none() && *dialect == BodyDialect::Chat;
+        if !self.is_between_events || !is_plain {
+            return None;
+        }
+        let data = piece.strip_prefix(b"data: ")?;
+        head.comma_in(data)?;
+        let start = piece.len() - data.len() + head.bytes();
+        let choice = &piece[start..];
+        let choice = &choice[..memchr::memchr(b'\n', choice)?];
+        let end = start + choice.len() + EVENT_END.len();
+        let (token, spans) = read_token_event(choice)?;
+        let (has_logprob, has_id) = (token.logprob.is_some(), token.token_id.is_some());
+        let is_cleared = (fields.logprobs && has_logprob) || (fields.token_ids && has_id);
+        if token.usage.is_some() || !is_cleared || !piece[..end.min(piece.len())].ends_with(EVENT_END) {
+            return None;
+        }
+        count_work(end);
+        let (logprobs, ids) = (spans.logprobs, spans.token_ids);
+        let value = |is_cleared: bool, span: Range<usize>| if is_cleared { NULL } else { &choice[span] };
+        out.extend_from_slice(&piece[..start + logprobs.start]);
+        out.extend_from_slice(value(fields.logprobs, logprobs.clone()));
+        out.extend_from_slice(&choice[logprobs.end..ids.start]);
+        out.extend_from_slice(value(fields.token_ids, ids.clone()));
+        out.extend_from_slice(&piece[start + ids.end..end]);
+        Some((token, end))
     }
 
     /// Whether something else goes on than the piece, and whether the terminal event is in it.
@@ -243,6 +302,10 @@ impl EventCleanup {
             self.state.end_split(out);
             is_copied = true;
         }
+        self.is_between_events = match piece {
+            [] => self.is_between_events,
+            piece => piece.ends_with(EVENT_END),
+        };
         (is_copied, std::mem::take(&mut self.state.is_terminal))
     }
 }

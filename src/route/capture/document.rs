@@ -5,7 +5,7 @@ use crate::route::rewrite::AddedAnswerFields;
 use crate::sse::{RepeatedHead, count_work};
 
 /// vLLM's value of a field that is not requested.
-const NULL: &[u8] = b"null";
+pub(super) const NULL: &[u8] = b"null";
 
 /// What became of a document.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,11 +7,11 @@ use serde_json::value::RawValue;
 use super::answer::{AnswerParts, completion_message};
 use super::ids::{append_ids, parse_ids};
 use super::merge::{MergedList, MergedObject};
-use super::plain_chunk::{PlainChunk, read_plain_chunk};
 use super::wire::{
     AnswerBody, AnswerChoice, ChoiceLogprobs, RawMembers, is_null, parse_object, read_tokens, readable,
     string,
 };
+use crate::reply::token_event::{TokenEvent, read_token_event};
 use crate::sse::RepeatedHead;
 use crate::traces::json::push_ids;
 use crate::traces::record::{ChoiceRecord, TraceApi};
@@ -69,9 +69,8 @@ impl ChunkStream {
     /// Reads the data of one event, of which a byte may change. Returns the growth of the held memory.
     pub(super) fn event(&mut self, data: &mut [u8]) -> usize {
         if let Some(comma) = self.head.comma_in(data) {
-            let plain = std::str::from_utf8(&data[self.head.bytes()..]).ok().and_then(read_plain_chunk);
-            if let Some(chunk) = plain {
-                return self.plain(&chunk);
+            if let Some((token, _)) = read_token_event(&data[self.head.bytes()..]) {
+                return self.token(&token);
             }
             // The members before the choices were read with an earlier event; what follows is an object.
             data[comma] = b'{';
@@ -95,17 +94,18 @@ impl ChunkStream {
         self.chunk(chunk)
     }
 
-    fn plain(&mut self, chunk: &PlainChunk<'_>) -> usize {
-        if let Some(usage) = chunk.usage {
+    /// Reads an event of one token. Returns the growth of the held memory.
+    pub(super) fn token(&mut self, token: &TokenEvent<'_>) -> usize {
+        if let Some(usage) = token.usage {
             self.usage.clear();
             self.usage.push_str(usage);
         }
-        let (choice, mut held) = self.growing(chunk.index);
-        held += choice.message.append(chunk.key, chunk.text);
-        choice.token_ids.extend(chunk.token_id);
-        choice.logprobs.extend(chunk.logprob);
-        held + size_of::<u32>() * usize::from(chunk.token_id.is_some())
-            + size_of::<f64>() * usize::from(chunk.logprob.is_some())
+        let (choice, mut held) = self.growing(token.index);
+        held += choice.message.append(token.key, token.text);
+        choice.token_ids.extend(token.token_id);
+        choice.logprobs.extend(token.logprob);
+        held + size_of::<u32>() * usize::from(token.token_id.is_some())
+            + size_of::<f64>() * usize::from(token.logprob.is_some())
     }
 
     /// The choice of this index, and the memory that it takes if it is new.

@@ -4,6 +4,7 @@ mod answers;
 mod events;
 mod render;
 mod requests;
+mod tokens;
 
 use std::time::Duration;
 

@@ -10,8 +10,8 @@ use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use super::plain_chunk::single_logprob;
 use crate::json::{code_unit, unescape, visit_structure};
+use crate::reply::token_event::single_logprob;
 use crate::traces::record::{TraceApi, TraceTokens};
 
 /// The deepest nesting of a document that is recorded. Python reads about a thousand levels, others 128: one
@@ -137,7 +137,7 @@ struct TokenDetails {
 impl ChoiceLogprobs {
     /// Appends the values to `values`; a null among them is passed over. `false`: they are no such list.
     pub(super) fn append(raw: &RawValue, values: &mut Vec<f64>) -> bool {
-        if let Some((value, "")) = single_logprob(raw.get()) {
+        if let Some((value, [])) = single_logprob(raw.get().as_bytes()) {
             values.push(value);
             return true;
         }

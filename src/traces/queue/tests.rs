@@ -28,13 +28,20 @@ fn facts() -> CallFacts {
     }
 }
 
+/// With room for so many bytes.
+fn buffer(bytes: usize) -> AnswerBuffer {
+    let mut buffer = AnswerBuffer::default();
+    buffer.reserve(bytes);
+    buffer
+}
+
 fn end(mark: &Arc<CaptureMark>, rest: usize) -> TraceMessage {
     let call = EndedCall {
         facts: facts(),
         request: Bytes::new(),
         inserted: None,
         answer: Some(FORM),
-        rest: vec![0; rest],
+        rest: buffer(rest),
         replaced: None,
         stored: None,
         pending: None,
@@ -43,7 +50,7 @@ fn end(mark: &Arc<CaptureMark>, rest: usize) -> TraceMessage {
 }
 
 fn piece(mark: &Arc<CaptureMark>, bytes: usize) -> TraceMessage {
-    TraceMessage::Piece { mark: mark.clone(), form: FORM, bytes: vec![0; bytes] }
+    TraceMessage::Piece { mark: mark.clone(), form: FORM, part: buffer(bytes) }
 }
 
 fn ids(batch: &[TraceMessage]) -> Vec<Option<u64>> {

@@ -4,6 +4,7 @@ use super::super::record::TraceApi;
 use super::*;
 use crate::config::types::TracesConfig;
 use crate::traces::Traces;
+use crate::traces::assemble::AnswerBuffer;
 
 #[tokio::test]
 async fn nothing_of_a_call_that_was_given_up_is_stored() {
@@ -11,7 +12,11 @@ async fn nothing_of_a_call_that_was_given_up_is_stored() {
     let mut batch = WriterBatch::default();
     let mark = CaptureMark::new(1);
     let form = AnswerForm { api: TraceApi::Chat, stream: true, status: 200 };
-    let piece = || TraceMessage::Piece { mark: mark.clone(), form, bytes: b"data: {\"choices\":[".to_vec() };
+    let piece = || {
+        let mut part = AnswerBuffer::default();
+        part.push_piece(b"data: {\"choices\":[");
+        TraceMessage::Piece { mark: mark.clone(), form, part }
+    };
     let later = piece();
     batch.add(&traces.shared, piece());
     assert_eq!(batch.open.len(), 1);

@@ -85,6 +85,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("traces::assemble", "traces::record"),
     ("traces::assemble", "traces::json"),
     ("traces::assemble", "sse"),
+    // The relay reads tokens once, for the client and for the trace.
+    ("traces::assemble", "reply"),
     ("traces::json", "traces::record"),
     ("engine::batch", "engine::cache"),
     // A type of the configuration has the rows of its keys beside it, which name what parses their values.

@@ -137,6 +137,63 @@ fn events_go_on_as_soon_as_they_are_whole() {
     }
 }
 
+/// The event of a token, and what is left of it without the fields.
+fn word(text: &str, more: &str) -> (String, String) {
+    let marked = format!(
+        "data: {{\"id\":\"c\",\"model\":\"m\",\"choices\":[{{\"index\":0,\
+         \"delta\":{{\"content\":\"{text}\"}},\"logprobs\":‹l{{\"content\":[{{\
+         \"token\":\"{text}\",\"logprob\":-0.5,\"bytes\":[1],\"top_logprobs\":[]}}]}}›,\
+         \"finish_reason\":null,\"token_ids\":‹t[7]›}}]{more}}}\n\n"
+    );
+    with_and_without(&marked, BOTH)
+}
+
+#[test]
+fn tokens_are_taken_between_two_events_that_begin_as_one_before() {
+    let taken = |cleanup: &mut AnswerCleanup, piece: &str| {
+        let (mut out, mut texts) = (Vec::new(), Vec::new());
+        let bytes = cleanup.take_tokens(piece.as_bytes(), &mut out, |token| {
+            assert_eq!((token.logprob, token.token_id), (Some(-0.5), Some(7)));
+            texts.push(token.text.to_owned());
+        });
+        cleanup.feed(&piece.as_bytes()[bytes..], false, &mut out);
+        (texts, bytes, String::from_utf8(out).unwrap())
+    };
+    let ((one, one_cleaned), (two, two_cleaned)) = (word("one", ""), word("two", ""));
+    let mut cleanup = stream(Chat, BOTH);
+    let (texts, bytes, _) = taken(&mut cleanup, &one);
+    assert_eq!((texts.len(), bytes), (0, 0), "no head is known");
+    let (texts, bytes, out) = taken(&mut cleanup, &[&*one, &two].concat());
+    assert_eq!((texts, bytes), (vec!["one".into(), "two".into()], one.len() + two.len()));
+    assert_eq!(out, [one_cleaned, two_cleaned.clone()].concat());
+    let left = [
+        word("t\\n", "").0,
+        word("two", ",\"usage\":{}").0,
+        two.replace("\"id\":\"c\"", "\"id\":\"d\""),
+        two.replace("\"finish_reason\":null", "\"finish_reason\":\"stop\""),
+        two.replace('\n', "\r\n"),
+        two[..two.len() - 1].to_owned(),
+        format!("event: x\n{two}"),
+        format!(": x\n{two}"),
+    ];
+    for piece in left {
+        let mut cleanup = stream(Chat, BOTH);
+        taken(&mut cleanup, &one);
+        assert_eq!(taken(&mut cleanup, &piece).1, 0, "{piece}");
+    }
+    // Within an event it is a line of that event.
+    for before in ["event: x\n", "data: {\n", "data: 1\n", ": x\r\n", "x"] {
+        let mut cleanup = stream(Chat, BOTH);
+        taken(&mut cleanup, &one);
+        taken(&mut cleanup, before);
+        assert_eq!(taken(&mut cleanup, &two).1, 0, "{before}");
+    }
+    for mut cleanup in [stream(Chat, NOTHING), stream(Completions, BOTH), whole(Chat, BOTH)] {
+        taken(&mut cleanup, &one);
+        assert_eq!(taken(&mut cleanup, &two).1, 0);
+    }
+}
+
 #[test]
 fn what_is_too_long_goes_on_unchanged() {
     let long =
@@ -153,7 +210,7 @@ fn what_is_too_long_goes_on_unchanged() {
 
 /// A stream with requested values, and the stream without.
 fn streams(fields: crate::route::rewrite::AddedAnswerFields) -> impl Strategy<Value = (String, String)> {
-    let chunk = document("delta").prop_map(move |marked| {
+    let chunk = prop_oneof![document("delta"), token()].prop_map(move |marked| {
         let (with, without) = with_and_without(&marked, fields);
         (format!("data: {with}\n\n"), format!("data: {without}\n\n"))
     });

@@ -159,11 +159,13 @@ pub(super) fn cleaned(
     let count = ends.len() + usize::from(is_end_apart);
     for (at, (start, end)) in spans.enumerate() {
         let (before, piece) = (out.len(), &body[start..end]);
-        let cleaned = cleanup.feed(piece, at + 1 == count, &mut out);
+        let rest = &piece[cleanup.take_tokens(piece, &mut out, |_| {})..];
+        let before = before + if rest.len() < piece.len() { out.len() - before } else { 0 };
+        let cleaned = cleanup.feed(rest, at + 1 == count, &mut out);
         fed += piece.len();
         if !cleaned.is_changed {
             assert_eq!(out.len(), before, "an unchanged piece is not copied");
-            out.extend_from_slice(piece);
+            out.extend_from_slice(rest);
         }
         assert!(!(cleaned.ends && ended_at.is_some()), "the end is reported once");
         if cleaned.ends {
@@ -224,6 +226,23 @@ fn choice(part: &'static str) -> impl Strategy<Value = String> {
             let open = space.clone();
             Just(members).prop_shuffle().prop_map(move |all| format!("{{{open}{}}}", all.join(",")))
         })
+}
+
+/// An event of one token as engines write it, marked.
+pub(super) fn token() -> impl Strategy<Value = String> {
+    let logprob = (text(), -20.0..0.0_f64).prop_map(|(token, logprob)| {
+        let token = format!(r#"{{"token":{token},"logprob":{logprob:?},"bytes":[1,2],"top_logprobs":[]}}"#);
+        format!("‹l{{\"content\":[{token}]}}›")
+    });
+    let id = any::<u32>().prop_map(|id| format!("‹t[{id}]›"));
+    let usage = select(vec!["", "", ",\"usage\":null", ",\"usage\":{\"prompt_tokens\":1}"]);
+    (0..2_u8, text(), null_or(logprob), null_or(id), usage).prop_map(|(index, text, logprob, id, usage)| {
+        format!(
+            "{{\"id\":\"c\",\"created\":1,\"model\":\"m\",\"choices\":[{{\"index\":{index},\
+             \"delta\":{{\"content\":{text}}},\"logprobs\":{logprob},\"finish_reason\":null,\
+             \"token_ids\":{id}}}]{usage}}}"
+        )
+    })
 }
 
 /// A document, marked.
