@@ -3,8 +3,8 @@
 //! An attempt may follow only while nothing of an answer has gone to the client, every byte that was read of
 //! the request is still held, and the request is not bound to one upstream. Failures that cost no engine
 //! any work (a refused connection, a pooled connection that had ended, an engine that shuts down) are retried
-//! up to `MAX_ATTEMPTS`, or `retry.attempts` if that is more; the others within `retry.attempts` and the retry
-//! budget.
+//! up to `MAX_ATTEMPTS`, or `retry.attempts` if that is more; the others within `retry.attempts` and the
+//! retry budget.
 //!
 //! Pure: no clock, no counts, no budget. The caller records the attempts and pays for retries.
 

@@ -66,8 +66,8 @@ fn settings(engines: &[Arc<EngineServer>]) -> Config {
     }
     config.expose = true;
     config.timeouts.idle = Some(Duration::from_secs(3));
-    // More than a deployment allows: up to five engines of eight fail at once and the others are full, so that
-    // a slow machine needs more than eight attempts now and then, and no request may fail here.
+    // More than a deployment allows: up to five engines of eight fail at once and the others are full, so
+    // that a slow machine needs more than eight attempts now and then, and no request may fail here.
     config.retry = Retry {
         attempts: 30,
         budget: 10.0,
