@@ -29,6 +29,9 @@ FIRST_ANSWER_SECONDS = 60
 # Where a package of Debian may put files.
 PLACES = ("/usr/bin/", "/usr/lib/systemd/system/", f"/usr/share/doc/{PACKAGE}/", f"/etc/{PACKAGE}/")
 
+# The page whose commands use files of the folder docker.
+FLEET_PAGE = ROOT / "docs/fleet-on-one-machine.md"
+
 # Programs through which a package reaches a running systemd.
 SYSTEMD = ("systemctl", "deb-systemd-invoke")
 
@@ -117,6 +120,7 @@ def test_its_files_are_where_debian_has_them(package, unpacked):
     wanted = {"/usr/bin/vllm-lb", "/usr/lib/systemd/system/vllm-lb.service", "/etc/vllm-lb/lb.yaml"}
     wanted |= {f"{documents}/copyright", f"{documents}/lb.yaml", f"{documents}/docs/operating.md"}
     wanted |= {f"{documents}/examples/{path.name}" for path in (ROOT / "conf/examples").iterdir()}
+    wanted |= {f"{documents}/docker/nginx.conf", f"{documents}/docker/keys.map"}
     assert wanted <= found
     listed = run("dpkg-deb", "--contents", package).splitlines()
     modes = {row.split()[5].lstrip("."): row.split()[:2] for row in listed}
@@ -138,6 +142,23 @@ def test_links_of_the_pages_that_stay_inside_lead_to_files(unpacked):
     for page in folder.glob("*.md"):
         for target in re.findall(r"\]\((\w[\w-]*\.md)", page.read_text()):
             assert (folder / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_page_of_a_fleet_finds_its_files_in_the_package(unpacked, tmp_path):
+    """Its commands take files of the checkout, and of the package where there is no checkout."""
+    documents = f"/usr/share/doc/{PACKAGE}"
+    blocks = [
+        block.replace(documents, str(unpacked / documents.lstrip("/")))
+        for block in re.findall(r"^```bash\n(.*?)^```$", FLEET_PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    choice = "".join(re.findall(r"^.*\bdocker=.*\n", "".join(blocks), re.MULTILINE))
+    named = re.findall(r'"\$docker/([\w.-]+)"', "".join(blocks))
+    assert {"nginx.conf", "keys.map"} <= set(named)
+    for folder, source in [(tmp_path, unpacked / f"{documents.lstrip('/')}/docker"), (ROOT, ROOT / "docker")]:
+        place = run("bash", "-euc", f'{choice}printf %s "$docker"', cwd=folder)
+        assert place == str(source)
+        for name in named:
+            assert (source / name).read_bytes() == (ROOT / "docker" / name).read_bytes(), name
 
 
 def test_the_licence_is_named(unpacked):
