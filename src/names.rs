@@ -15,6 +15,8 @@ pub(crate) const X_FORWARDED_FOR: &str = "x-forwarded-for";
 pub(crate) const X_FORWARDED_HOST: &str = "x-forwarded-host";
 /// The header field with the scheme that the client used.
 pub(crate) const X_FORWARDED_PROTO: &str = "x-forwarded-proto";
+/// The beginning of the names of all header fields that the balancer adds about itself and its choice.
+pub(crate) const OWN_FIELD_PREFIX: &str = "x-vllm-lb-";
 /// The upstream that answered, with `expose: true`.
 pub(crate) const X_UPSTREAM: &str = "x-vllm-lb-upstream";
 /// How many upstreams were tried, with `expose: true`.

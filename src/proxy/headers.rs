@@ -9,7 +9,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 
 use super::client::Client;
-use crate::names::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
+use crate::names::{OWN_FIELD_PREFIX, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
 use crate::reject::Reject;
 
 /// Returns the rejection of a head that must not be used.
@@ -149,7 +149,8 @@ pub(super) fn of_known_length(head: &mut ResponseHeader, from: &ResponseHeader, 
     Ok(())
 }
 
-/// The head of an upstream's answer, as far as it is the client's.
+/// The head of an upstream's answer, as far as it is the client's. The fields by which the balancer names
+/// itself and its choice are added to it, and are never an upstream's.
 pub(super) fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build_no_case(from.status, Some(from.headers.len() + 7))?;
     head.set_reason_phrase(from.get_reason_phrase())?;
@@ -161,7 +162,7 @@ pub(super) fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
         let stays = match *name {
             header::TRANSFER_ENCODING => false,
             header::CONTENT_LENGTH => true,
-            _ => is_hop_by_hop(name),
+            _ => is_hop_by_hop(name) || name.as_str().starts_with(OWN_FIELD_PREFIX),
         };
         if !stays && !nominated.contains(name) {
             head.append_header(name, value)?;

@@ -2,10 +2,13 @@
 //! listener to web pages.
 
 use crate::common::body::{chat, stream};
+use crate::common::h2::{self, H2};
 use crate::common::raw::Raw;
-use crate::common::wire::{Answer, Wire, get, post, request};
+use crate::common::wire::{Answer, Wire, get, post, request, upgrade};
 use crate::common::{Balancer, InjectedFault, Options, config, engine, listen, serving, upstreams};
+use http::{HeaderMap, HeaderValue};
 use vllm_lb::config::secret::Secret;
+use vllm_lb::config::types::Config;
 
 const CHAT: &str = "/v1/chat/completions";
 const ABORT: &str = "/inference/v1/abort_requests";
@@ -78,8 +81,46 @@ async fn an_answer_names_the_balancer_where_that_is_exposed() {
     }
     all.dedup();
     assert_eq!(all.len(), 2, "{all:?}");
-    for (request, status) in &asked[1..] {
+    for (request, status) in &asked {
         assert_eq!(names(&hiding.ask(request).await.expect(*status)), [""; 0]);
+    }
+}
+
+/// The header fields by which a balancer names itself and its choice.
+fn own_fields(headers: &HeaderMap) -> Vec<(String, String)> {
+    let own = headers.iter().filter(|(name, _)| name.as_str().starts_with("x-vllm-lb-"));
+    let text = |value: &HeaderValue| value.to_str().expect("is a text").to_string();
+    own.map(|(name, value)| (name.to_string(), text(value))).collect()
+}
+
+/// An upstream could claim a balancer's choice where the balancer exposed none.
+#[tokio::test(flavor = "multi_thread")]
+async fn own_fields_of_an_upstream_reach_no_client() {
+    let names = ["upstream", "attempts", "reason", "hit", "forecast-ms", "balancer", "other"];
+    let fakes: String = names.map(|name| format!("X-vLLM-lb-{name}: fake\r\n")).concat();
+    let json = "content-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+    let plain = Raw::start(&format!("HTTP/1.1 200 OK\r\n{fakes}x-vllm: kept\r\n{json}")).await;
+    let switch = "connection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let socket =
+        Raw::holding(&format!("HTTP/1.1 101 Switching Protocols\r\n{fakes}x-vllm: kept\r\n{switch}")).await;
+    for expose in [false, true] {
+        let over = async |raw: &Raw| Balancer::ready(Config { expose, ..config(vec![raw.upstream()]) }).await;
+        let (balancer, sockets) = (over(&plain).await, over(&socket).await);
+        let mut heads = vec![balancer.ask(post(CHAT, chat("sim"))).await.expect(200).headers];
+        let mut client = H2::connect(balancer.address()).await;
+        heads.push(client.ask(h2::post(CHAT), &[chat("sim").into()]).await.expect(200).headers);
+        let mut client = sockets.client().await;
+        client.send(upgrade("/v1/realtime?model=sim")).await;
+        let head = client.head().await;
+        assert_eq!(head.status, 101);
+        heads.push(head.headers);
+        for headers in heads {
+            let own = own_fields(&headers);
+            // Each of the balancer's own once, and none of the upstream's.
+            assert_eq!(own.len(), if expose { names.len() - 1 } else { 0 }, "{own:?}");
+            assert!(!own.iter().any(|(name, value)| name.ends_with("-other") || value == "fake"), "{own:?}");
+            assert_eq!(headers["x-vllm"], "kept");
+        }
     }
 }
 
