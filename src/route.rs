@@ -20,7 +20,6 @@ pub mod capture;
 pub(crate) mod cumulative;
 pub mod dialect;
 pub mod edit;
-pub(crate) mod engine_error;
 pub mod resolve;
 pub mod rewrite;
 mod splice;

@@ -25,7 +25,6 @@ use crate::route::answer::overflow::OverflowAnswer;
 use crate::route::api_paths::Api;
 use crate::route::capture::{AnswerCleanup, CaptureQuestion};
 use crate::route::dialect::BodyDialect;
-use crate::route::engine_error::{self, RefusalEditor};
 use crate::traces::Traces;
 use crate::traces::capture::{Capture, CaptureStart};
 use crate::traces::record::{SessionSettings, TraceApi, TraceError, UNNAMED_SESSION};
@@ -52,8 +51,6 @@ pub(super) struct PreparedCapture {
     /// The dialect that the upstream receives.
     pub dialect: BodyDialect,
     pub question: Option<CaptureQuestion>,
-    /// The fields that a refusal counts and the client did not send.
-    pub added_members: usize,
     /// The body, and where the question stands in it.
     pub request: Bytes,
     /// Reserved for the body beyond the attempts.
@@ -65,8 +62,8 @@ pub(super) struct RequestCapture {
     capture: Capture,
     dialect: BodyDialect,
     question: Option<CaptureQuestion>,
-    added_members: usize,
-    answer: Option<CaptureEdit>,
+    /// Of the current answer; `None`: it is compressed, and goes on as it is.
+    cleanup: Option<AnswerCleanup>,
     /// The cleaned piece, in room that is used again.
     cleaned: Vec<u8>,
     /// The end of the answer waits for the trace.
@@ -80,14 +77,6 @@ pub(super) struct RequestCapture {
     /// The end of the answer has been copied.
     is_over: bool,
     held: MemoryReservation,
-}
-
-/// The edit of the current answer.
-enum CaptureEdit {
-    Cleanup(AnswerCleanup),
-    Refusal(RefusalEditor),
-    /// Compressed, or of no known form: it goes on as it is.
-    Unread,
 }
 
 /// The interface of a trace; `None`: calls of it are not captured.
@@ -135,7 +124,7 @@ impl RequestCapture {
         client_model: Option<&str>,
     ) -> Box<RequestCapture> {
         let PreparedCapture { session_id, client_model: sent_model, .. } = prepared;
-        let PreparedCapture { api, dialect, question, added_members, request, held, .. } = prepared;
+        let PreparedCapture { api, dialect, question, request, held, .. } = prepared;
         let start = CaptureStart {
             trace_id: shared.random.uuid(),
             session_id,
@@ -154,8 +143,7 @@ impl RequestCapture {
             capture,
             dialect,
             question,
-            added_members,
-            answer: None,
+            cleanup: None,
             cleaned: Vec::new(),
             sync,
             waiting,
@@ -182,8 +170,8 @@ impl RequestCapture {
         self.capture.attempt(upstream, attempts);
     }
 
-    /// An answer begins. `body`: the client's, as it was sent, without what was inserted.
-    pub(super) fn begin_answer(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
+    /// An answer begins.
+    pub(super) fn begin_answer(&mut self, head: &mut ResponseHeader) -> Result<()> {
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
         let kind = text(header::CONTENT_TYPE);
@@ -192,32 +180,20 @@ impl RequestCapture {
         let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
         self.capture.answer(status, is_stream);
         let fields = self.question.as_ref().map(|question| question.added_fields).unwrap_or_default();
-        let is_refusal = status == 400 && self.added_members > 0;
-        let refusal =
-            || engine_error::fields(body).map(|own| RefusalEditor::with_added(own, self.added_members));
-        let edit = if !plain {
-            CaptureEdit::Unread
-        } else if let Some(refusal) = is_refusal.then(refusal).flatten() {
-            CaptureEdit::Refusal(refusal)
-        } else {
+        self.cleanup = plain.then(|| {
             let mut cleanup = AnswerCleanup::new(self.dialect, fields, status, kind);
             cleanup.expect(self.left.unwrap_or(0));
-            CaptureEdit::Cleanup(cleanup)
-        };
-        let keeps = match &edit {
-            CaptureEdit::Cleanup(cleanup) => cleanup.keeps_length(),
-            CaptureEdit::Refusal(refusal) => refusal.keeps_length(),
-            CaptureEdit::Unread => true,
-        };
-        self.answer = Some(edit);
+            cleanup
+        });
+        let keeps = self.cleanup.as_ref().is_none_or(AnswerCleanup::keeps_length);
         if keeps { Ok(()) } else { headers::of_unknown_length(head) }
     }
 
     /// Copies the next piece of the answer. Returns it as the client gets it; `None`: as it is.
     pub(super) fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
         let (capture, out) = (&mut self.capture, &mut self.cleaned);
-        let (edited, ends) = match self.answer.as_mut() {
-            Some(CaptureEdit::Cleanup(cleanup)) => {
+        let (edited, ends) = match &mut self.cleanup {
+            Some(cleanup) => {
                 let taken = cleanup.take_tokens(piece, out, |token| capture.token(token));
                 let rest = &piece[taken..];
                 let (mut is_changed, mut ends) = (taken > 0, false);
@@ -243,11 +219,7 @@ impl RequestCapture {
                 out.clear();
                 (bytes, ends)
             }
-            Some(CaptureEdit::Refusal(refusal)) => {
-                capture.piece(piece);
-                (Some(Bytes::from(refusal.feed(piece, end))), end)
-            }
-            Some(CaptureEdit::Unread) | None => {
+            None => {
                 capture.piece(piece);
                 (None, end)
             }

@@ -2,16 +2,9 @@
 
 use std::time::Instant;
 
-use bytes::Bytes;
-use http::header;
-use pingora::Result;
-use pingora::http::ResponseHeader;
-
 use super::body::BodyInsertion;
-use super::headers;
 use super::random::RandomSource;
 use crate::fleet::Upstream;
-use crate::route::engine_error::{self, RefusalEditor};
 use crate::route::stored::{ResponseIdStamp, location, number};
 use crate::state::State;
 use crate::state::responses::ResponseOrigin;
@@ -31,8 +24,6 @@ pub(super) struct PendingResponse {
     name: u64,
     /// The answer's id is known.
     learnt: bool,
-    /// The present answer, where it is a refusal that counts the client's fields.
-    refusal: Option<RefusalEditor>,
 }
 
 // === impl PendingResponse ===
@@ -48,7 +39,7 @@ impl PendingResponse {
         let secret = if kept.named { None } else { random.secret() };
         let name = number(model);
         let stamp = secret.and_then(|secret| ResponseIdStamp::new(body, name, secret));
-        Box::new(PendingResponse { stamp, name, learnt: false, refusal: None })
+        Box::new(PendingResponse { stamp, name, learnt: false })
     }
 
     /// The bytes by which the body becomes longer on its way to an upstream.
@@ -62,27 +53,9 @@ impl PendingResponse {
         Some(BodyInsertion { at, text: text.into() })
     }
 
-    /// An answer begins. `body`: the client's, as far as it is held.
-    pub(super) fn begin(&mut self, head: &mut ResponseHeader, body: &[u8]) -> Result<()> {
-        // An id that was learnt came from an earlier attempt, at another upstream.
+    /// An answer begins: an id that was learnt came from an earlier attempt, at another upstream.
+    pub(super) fn begin(&mut self) {
         self.learnt = false;
-        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let refuses = head.status == 400 && text(header::CONTENT_TYPE).starts_with("application/json");
-        let plain = text(header::CONTENT_ENCODING).is_empty();
-        let stamp = self.stamp.as_ref().filter(|_| refuses && plain && !body.is_empty());
-        self.refusal = stamp.and_then(|stamp| match engine_error::fields_if_sound(body) {
-            Some(fields) => Some(RefusalEditor::new(fields)),
-            None => Some(RefusalEditor::new(engine_error::fields(body)?).broken_behind(stamp.span())),
-        });
-        match &self.refusal {
-            Some(refusal) if !refusal.keeps_length() => headers::of_unknown_length(head),
-            _ => Ok(()),
-        }
-    }
-
-    /// The next piece of the answer, without the effects of the added id. `None`: it is unchanged.
-    pub(super) fn piece(&mut self, piece: &[u8], end: bool) -> Option<Bytes> {
-        Some(Bytes::from(self.refusal.as_mut()?.feed(piece, end)))
     }
 
     /// Stores the upstream of the answer's id, unless the id itself carries it.

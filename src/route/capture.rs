@@ -5,10 +5,8 @@
 //! - [`AnswerCleanup`] puts these fields back to the `null` that vLLM writes without the request, and reports
 //!   when the content of an answer is complete.
 //!
-//! After the cleanup an answer has the bytes of one that was not captured. In a refusal, which counts the
-//! fields of the body, that is left to
-//! [`RefusalEditor`](super::engine_error::RefusalEditor), which is made for
-//! the number of fields that were added: [`CaptureQuestion::added_members`].
+//! After the cleanup an answer has the bytes of one that was not captured. A refusal stays as it is: where it
+//! counts the fields of the body, it counts the added ones.
 //!
 //! Never: a tree of a body or an answer, a change to bytes that are no value of a named field.
 

@@ -129,11 +129,6 @@ impl ResponseIdStamp {
         r#""request_id":"","#.len() + ID_LENGTH
     }
 
-    /// The span of the insertion in the body that is sent.
-    pub(crate) fn span(&self) -> Range<usize> {
-        self.at..self.at + ResponseIdStamp::length()
-    }
-
     /// The insertion for this upstream: its offset and its text.
     pub(crate) fn insertion(&self, upstream: &str) -> (usize, String) {
         (self.at, format!(r#""request_id":"{}","#, self.id(upstream)))
@@ -226,8 +221,8 @@ mod tests {
             // The beginning is all that was peeked, or a part of it.
             let cut = body.len() - cut.min(value.len());
             let sent = stamped(&stamp, &body.as_bytes()[..cut], "gpu");
-            let insertion = stamp.insertion("gpu").1;
-            prop_assert_eq!(&sent[stamp.span()], insertion.as_bytes());
+            let (at, insertion) = stamp.insertion("gpu");
+            prop_assert_eq!(&sent[at..at + ResponseIdStamp::length()], insertion.as_bytes());
             prop_assert_eq!(sent.len(), cut + ResponseIdStamp::length());
             let whole = String::from_utf8([&sent[..], &body.as_bytes()[cut..]].concat()).unwrap();
             let read: serde_json::Value = serde_json::from_str(&whole).unwrap();

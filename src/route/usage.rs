@@ -10,11 +10,11 @@
 //!   chunk that ends the choice is held until the next, which follows at once, and gets it back. A stream
 //!   that breaks off between the two ends before them.
 //!
-//! The result equals the stream without the request, byte by byte; so does a refusal after
-//! [`RefusalEditor`](super::engine_error::RefusalEditor), whose text counts the fields of the body. For that
-//! reason usage is not requested for several choices (`n`, a list of prompts): each choice ends with a chunk
-//! of its own, long before the others, and that chunk would have to wait for the fingerprint. vLLM changes
-//! nothing else in the stream; a `"usage":null` in an engine's chunks carries no information, and stays.
+//! The result equals the stream without the request, byte by byte. For that reason usage is not requested
+//! for several choices (`n`, a list of prompts): each choice ends with a chunk of its own, long before the
+//! others, and that chunk would have to wait for the fingerprint. vLLM changes nothing else in the stream; a
+//! `"usage":null` in an engine's chunks carries no information, and stays. A refusal stays, too: where it
+//! counts the fields of the body, it counts `stream_options`.
 //!
 //! Limitation: an engine that runs with `--enable-force-include-usage` sends the chunk to every client;
 //! through a balancer only clients that request it receive it.

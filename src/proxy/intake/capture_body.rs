@@ -72,7 +72,7 @@ impl PeekReader {
     pub(super) fn inject_capture_question(
         &mut self,
         intent: CaptureIntent,
-        usage: Option<&mut UsageInjection>,
+        usage: Option<&UsageInjection>,
         observer: &Observer,
     ) -> Option<Box<PreparedCapture>> {
         let FactsReader::Json(scanner, api) = &self.facts else { return None };
@@ -83,26 +83,14 @@ impl PeekReader {
             return None;
         }
         // The scanner has read the body as it was before a change in its midst.
-        let is_read = usage.as_ref().is_none_or(|usage| usage.is_inserted());
+        let is_read = usage.is_none_or(|usage| usage.is_inserted());
         let question = capture_question(self.body.bytes(), is_read.then_some(scanner), dialect);
-        let mut added_members = 0;
         if let Some(question) = &question {
-            let usage_member = usage.is_some_and(UsageInjection::give_up_member);
-            added_members = question.added_members() + usize::from(usage_member);
             self.body.insert(question.at, question.text);
         }
         let CaptureIntent { session_id, client_model, .. } = intent;
         let request = self.body.replay();
-        let prepared = PreparedCapture {
-            session_id,
-            client_model,
-            api,
-            dialect,
-            question,
-            added_members,
-            request,
-            held,
-        };
+        let prepared = PreparedCapture { session_id, client_model, api, dialect, question, request, held };
         Some(Box::new(prepared))
     }
 }

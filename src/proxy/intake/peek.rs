@@ -143,10 +143,10 @@ impl Peeker {
         let model = facts.prompt.model.as_deref();
         let named = named.unwrap_or_else(|| self.session(client, head, &reader, model));
         (facts.prompt.session, facts.session_label) = named.unzip();
-        let mut usage_injection = reader.inject_usage_request(edits.as_deref());
+        let usage_injection = reader.inject_usage_request(edits.as_deref());
         let intent = intent.filter(|intent| intent.is_captured);
         let capture = intent.and_then(|intent| {
-            reader.inject_capture_question(intent, usage_injection.as_deref_mut(), head.observer)
+            reader.inject_capture_question(intent, usage_injection.as_deref(), head.observer)
         });
         let PeekReader { body, pace, waited, .. } = reader;
         Ok(Peeked { body, pace, waited, facts, usage_injection, capture })
@@ -373,7 +373,7 @@ impl PeekReader {
         }
         let asking = usage_injection::usage_request(self.body.bytes(), scanner, *api, edits)?;
         let keeps = edits.is_some_and(RouteEdits::translates);
-        let is_field = match asking {
+        let is_inserted = match asking {
             UsageRequest::Insert { at, text } => {
                 self.body.insert(at, text);
                 true
@@ -386,7 +386,7 @@ impl PeekReader {
                 false
             }
         };
-        Some(Box::new(UsageInjection::new(is_field, keeps)))
+        Some(Box::new(UsageInjection::new(is_inserted, keeps)))
     }
 }
 

@@ -52,13 +52,13 @@ impl AnswerPipeline {
             continued.begin(head, &scope.shared.observer)?;
         }
         if let Some(capture) = &mut request.capture {
-            capture.begin_answer(head, request.body.bytes())?;
+            capture.begin_answer(head)?;
         }
         if let Some(question) = &mut request.usage_injection {
-            question.begin(head, request.body.bytes())?;
+            question.begin(head)?;
         }
         if let Some(pending) = &mut request.pending_response {
-            pending.begin(head, request.body.bytes())?;
+            pending.begin();
         }
         if let Some(edits) = &mut request.edits {
             edits.begin(head, &scope.shared.random)?;
@@ -132,10 +132,7 @@ fn edit(request: &mut ClientRequest, piece: &[u8], end: bool) -> Result<Option<B
     let piece = chat.as_deref().unwrap_or(piece);
     let cleaned = request.capture.as_mut().and_then(|capture| capture.piece(piece, end));
     let piece = cleaned.as_deref().unwrap_or(piece);
-    // A body has one or the other.
     let taken = request.usage_injection.as_mut().and_then(|question| question.piece(piece, end));
-    let pending = request.pending_response.as_mut();
-    let taken = taken.or_else(|| pending.and_then(|pending| pending.piece(piece, end)));
     let piece = taken.as_deref().unwrap_or(piece);
     let edited = request.edits.as_mut().map(|edits| edits.piece(piece, end)).transpose()?.flatten();
     // Not before: another attempt, or a refusal, may follow an answer that the edits cannot read.

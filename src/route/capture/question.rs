@@ -36,11 +36,6 @@ impl CaptureQuestion {
     pub fn apply(&self, body: &[u8]) -> Vec<u8> {
         [&body[..self.at], self.text, &body[self.at..]].concat()
     }
-
-    /// How many more fields the body has, which a refusal counts.
-    pub fn added_members(&self) -> usize {
-        usize::from(self.added_fields.logprobs) + usize::from(self.added_fields.token_ids)
-    }
 }
 
 /// What is added to a body of this dialect. `None`: nothing, or the body cannot be followed.

@@ -4,7 +4,6 @@
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use super::super::engine_error::{self, RefusalEditor};
 use super::*;
 use crate::sse::tests::assert_linear;
 
@@ -55,32 +54,6 @@ fn requests_the_usage_of_streams() {
         for dialect in [BodyDialect::Responses, BodyDialect::Messages, BodyDialect::Other] {
             assert_eq!(asking(body, dialect), None, "{body}");
         }
-    }
-}
-
-#[test]
-fn refusal_counts_the_fields_of_the_client() {
-    let told = |body: &str, said: &str| {
-        let asking = asking(body, BodyDialect::Chat).unwrap();
-        let mut refusal = RefusalEditor::new(engine_error::fields(asking.as_bytes()).unwrap() - 1);
-        let first = refusal.feed(&said.as_bytes()[..10], false);
-        String::from_utf8([first, refusal.feed(&said.as_bytes()[10..], true)].concat()).unwrap()
-    };
-    let three = r#"{"stream":true,"a":1,"b":{"c":2},"a":3}"#;
-    for (body, said, wanted) in [
-        (
-            three,
-            "input: '<dict of 4 items>', <dict of 2 items>",
-            "input: '<dict of 3 items>', <dict of 2 items>",
-        ),
-        (three, "nothing of the kind", "nothing of the kind"),
-        (
-            r#"{"stream":true,"b":1,"c":1,"d":1,"e":1,"f":1,"g":1,"h":1,"i":1}"#,
-            "<dict of 10 items>",
-            "<dict of 9 items>",
-        ),
-    ] {
-        assert_eq!(told(body, said), wanted, "{body}");
     }
 }
 

@@ -166,9 +166,9 @@ async fn the_engine_gets_the_body_as_it_was_and_an_id_before_it() {
         balancer.ask(post(RESPONSES, untouched)).await.expect(200);
         assert_eq!(last(), untouched);
     }
-    // A refusal counts the client's fields.
+    // A refusal counts the id, too.
     let refused = balancer.ask(post(RESPONSES, r#"{"model":"sim","stream":false}"#)).await.expect(400);
-    assert!(refused.text().contains("<dict of 2 items>"), "{}", refused.text());
+    assert!(refused.text().contains("<dict of 3 items>"), "{}", refused.text());
     for odd in ["{}", "{", "[]", "null", "", "{\"model\":\"sim\"", "{,}"] {
         let answer = balancer.ask(post(RESPONSES, odd)).await;
         assert!((400..500).contains(&answer.status), "{odd}: {}", answer.text());

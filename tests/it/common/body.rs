@@ -82,6 +82,21 @@ pub fn normal(body: &[u8]) -> String {
     VARY.iter().fold(text, |text, name| blank(&text, &format!("\"{name}\":")))
 }
 
+/// A body as [`normal`] gives it. In a refusal, numbers that describe the body of the request are blank, too:
+/// vLLM reports the number of its fields (`<dict of 3 items>`) and the offset of a syntax error (`body.40`).
+/// The client gets the refusal of the body as the engine received it, where the balancer had added a field:
+/// in front of all others to a request for a response, behind them to other requests.
+pub fn normal_refusal(status: u16, path: &str, body: &[u8]) -> String {
+    let text = normal(body);
+    if status != 400 {
+        return text;
+    }
+    let text = blank(&text, "<dict of ");
+    // An offset changes only by a field in front of it.
+    let is_moved = path.starts_with("/v1/responses") && text.contains("'type': 'json_invalid'");
+    if is_moved { blank(&text, "body.") } else { text }
+}
+
 fn blank(text: &str, key: &str) -> String {
     let mut blanked = String::with_capacity(text.len());
     let mut rest = text;

@@ -1,7 +1,7 @@
 //! A client cannot tell the balancer from the vLLM behind it: each request is sent to an engine directly
 //! and through the balancer over two such engines, and the answers are held against each other.
 
-use crate::common::body::{chat, form, normal, stream};
+use crate::common::body::{chat, form, normal, normal_refusal, stream};
 use crate::common::wire::{Answer, JSON, Wire, request};
 use crate::common::{Balancer, EngineServer, Options, direct, engine, h2};
 use serde_json::{Value, json};
@@ -53,8 +53,9 @@ impl Case {
 
 /// Status, headers and body, in a form that shows where two answers differ. Ids of responses say where they
 /// are kept, for which they are longer than an engine's own: a length is told as of the body without ids.
-fn told(answer: &Answer) -> String {
-    let body = normal(&answer.body);
+/// Numbers in refusals are as [`normal_refusal`] has them.
+fn told(path: &str, answer: &Answer) -> String {
+    let body = normal_refusal(answer.status, path, &answer.body);
     let ids = answer.body.len() as i64 - body.len() as i64;
     let value = |name: &str, value: &[u8]| {
         let text = String::from_utf8_lossy(value).into_owned();
@@ -86,8 +87,8 @@ async fn hold(cases: Vec<Case>, at_least: usize) {
     let balancer = Balancer::over(&engines).await;
     let mut problems = Vec::new();
     for case in &cases {
-        let there = told(&case.ask(&direct(&engines[0])).await);
-        let here = told(&case.ask(balancer.address()).await);
+        let there = told(&case.path, &case.ask(&direct(&engines[0])).await);
+        let here = told(&case.path, &case.ask(balancer.address()).await);
         assert!(case.name != "valid" || there.starts_with("200 true"), "{}: {there}", case.path);
         if here != there {
             let Case { name, method, path, .. } = case;
@@ -411,8 +412,8 @@ async fn api_keys_are_required_alike() {
         for key in ["Bearer right", "Bearer wrong", "bearer right", "Basic right", "right", ""] {
             let body = routes().into_iter().find(|(other, _)| *other == path).unwrap().1;
             let case = post(key, path, body.to_string()).with(("authorization", key));
-            let there = told(&case.ask(&direct(&engines[0])).await);
-            assert_eq!(told(&case.ask(balancer.address()).await), there, "{path} {key}");
+            let there = told(path, &case.ask(&direct(&engines[0])).await);
+            assert_eq!(told(path, &case.ask(balancer.address()).await), there, "{path} {key}");
         }
     }
 }
@@ -427,7 +428,7 @@ async fn http2_clients_are_answered_alike() {
         for body in [valid.to_string(), "{".into(), with(&valid, "model", Some(json!("nope")))] {
             let there = post("", path, body.clone()).ask(&direct(&engines[0])).await;
             let here = client.ask(h2::post(path), &[body.clone().into()]).await;
-            assert_eq!(told(&here), told(&there), "{path} {body}");
+            assert_eq!(told(path, &here), told(path, &there), "{path} {body}");
         }
     }
 }
@@ -437,4 +438,39 @@ fn a_comparison_ignores_only_varying_fields() {
     let body = br#"{"id": "chatcmpl-1","created":17.5,"x":[{"idx":"id","id":null}],"created_at":""}"#;
     let bare = r#"{"id": "varies","created":0,"x":[{"idx":"id","id":null}],"created_at":"varies"}"#;
     assert_eq!(normal(body), bare);
+    let refusal = br#"{"param":"body.57","message":"{'type': 'json_invalid', 'x': '<dict of 12 items>'"}"#;
+    let path = "/v1/responses";
+    let bare = r#"{"param":"body.0","message":"{'type': 'json_invalid', 'x': '<dict of 0 items>'"}"#;
+    assert_eq!(normal_refusal(400, path, refusal), bare);
+    assert_eq!(normal_refusal(400, "/v1/completions", refusal), bare.replace("body.0", "body.57"));
+    assert_eq!(normal_refusal(200, path, refusal).as_bytes(), refusal);
+    let other = r#"{"param":"body.57","message":"{'type': 'missing', 'loc': 'body.input'"}"#;
+    assert_eq!(normal_refusal(400, path, other.as_bytes()), other);
+}
+
+/// The balancer adds fields to these bodies. What the engine reports of the body that it received is
+/// forwarded as it is, and the answer keeps its length.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_that_of_the_body_as_the_engine_received_it() {
+    let engines = [engine(Options::default()).await];
+    let balancer = Balancer::over(&engines).await;
+    for (prefix, path, body) in [
+        ("", "/v1/chat/completions", r#"{"model":"sim","stream":true}"#),
+        ("", "/v1/completions", r#"{"model":"sim","stream":true}"#),
+        ("/sessions/s-1", "/v1/chat/completions", r#"{"model":"sim","stream":true}"#),
+        ("/sessions/s-1", "/v1/completions", r#"{"model":"sim"}"#),
+        ("", "/v1/responses", r#"{"model":"sim"}"#),
+        ("", "/v1/responses", r#"{"model":"sim","input":[{"role":"user",}]}"#),
+        ("", "/v1/responses", r#" {"model":"sim","input":"a","tools":[1 2]}"#),
+    ] {
+        let here = post("", &format!("{prefix}{path}"), body).ask(balancer.address()).await.expect(400);
+        let sent = engines[0].requests().pop().expect("the engine received the request").body.to_vec();
+        assert!(sent.len() > body.len(), "{path} {body}");
+        let there = post("", path, sent).ask(&direct(&engines[0])).await.expect(400);
+        assert!(there.text().contains(" items>"), "{}", there.text());
+        assert_eq!(here.text(), there.text(), "{path} {body}");
+        assert!(here.headers.contains_key("content-length"), "{path} {body}");
+        assert_eq!(here.headers["content-length"], there.headers["content-length"], "{path} {body}");
+    }
+    balancer.until_idle().await;
 }
