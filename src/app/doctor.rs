@@ -33,6 +33,12 @@ pub async fn run(
     };
     let balancer = inspector.running_balancer(&config.admin);
     let ((sources, mut upstreams), found, redis) = tokio::join!(fleet, balancer, redis(config));
+    let (found, missing) = match found {
+        Ok(found) => (Some(found), None),
+        Err(missing) => (None, Some(missing)),
+    };
+    // Without `--admin` the doctor needs no running balancer.
+    let missing_balancer = missing.filter(|_| args.admin.is_some());
     let rows = found.iter().flat_map(|found| &found.rows);
     let readings: HashMap<&str, SightReading> = rows.map(|row| (row.url.as_str(), row.reading())).collect();
     for upstream in &mut upstreams {
@@ -41,7 +47,7 @@ pub async fn run(
     let is_ours = upstreams.iter().any(|upstream| upstream.sight.is_some());
     let balancer = found.as_ref().filter(|_| is_ours).map(|found| found.admin.clone());
     let open_files = getrlimit(Resource::Nofile).current;
-    let facts = SetupFacts { config, upstreams, sources, redis, open_files, balancer };
+    let facts = SetupFacts { config, upstreams, sources, redis, open_files, balancer, missing_balancer };
     let findings = diagnose(&facts);
     let text = match args.json {
         true => format!("{:#}\n", report::json(&facts, &findings, begun.elapsed())),

@@ -14,7 +14,7 @@ use crate::config::values::{MINUTE, duration_in};
 
 const EXAMPLES: &str = "\
 Nothing is changed, and no request is sent to a model without --request. A balancer that runs with the
-same configuration is asked how well it sees each upstream.
+same configuration is asked how well it sees each upstream; with --admin, one must answer.
 
 Examples:
   vllm-lb doctor -c /etc/vllm-lb/lb.yaml

@@ -123,7 +123,7 @@ fn doctor(args: &mut Args) -> Option<DoctorArgs> {
         Some(Command::Doctor(mut doctor)) => {
             args.upstreams = std::mem::take(&mut doctor.upstreams);
             (args.config, args.redis) = (doctor.config.take(), doctor.redis.take());
-            args.admin = doctor.admin.take();
+            args.admin = doctor.admin.clone();
             Some(doctor)
         }
         other => {

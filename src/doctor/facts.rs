@@ -19,6 +19,17 @@ pub(crate) struct SetupFacts<'a> {
     /// The admin address of the running balancer that has upstreams of this configuration; `None` when no
     /// balancer answered there.
     pub balancer: Option<String>,
+    /// `None` where a balancer answered at the admin address that the operator named, or no address was
+    /// named.
+    pub missing_balancer: Option<MissingBalancer>,
+}
+
+/// An admin address at which no balancer answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MissingBalancer {
+    /// The URL, or the address where no URL can be made of it.
+    pub admin: String,
+    pub failure: QuestionFailure,
 }
 
 /// What one upstream answered.

@@ -1,15 +1,16 @@
 //! The rules for the configuration as a whole, its sources, and this process.
 
-use super::facts::{QuestionFailure, SetupFacts, UpstreamFacts};
+use super::facts::{MissingBalancer, QuestionFailure, SetupFacts, UpstreamFacts};
 use super::finding::Finding;
-use super::upstream_rules::quoted;
+use super::upstream_rules::{quoted, text_of};
 use crate::config::types::RouteConfig;
 
 /// The least number of files that a busy balancer needs: two connections for each request.
 const MIN_OPEN_FILES: u64 = 4096;
 
-/// Adds the findings of routes, sources and this process.
+/// Adds the findings of routes, sources, the running balancer and this process.
 pub(super) fn add(facts: &SetupFacts<'_>, found: &mut Vec<Finding>) {
+    found.extend(facts.missing_balancer.as_ref().map(no_balancer));
     for source in &facts.sources {
         match &source.listed {
             Ok(0) => {
@@ -36,6 +37,22 @@ pub(super) fn add(facts: &SetupFacts<'_>, found: &mut Vec<Finding>) {
         let remedy = "ulimit -n 65536, or LimitNOFILE=65536 in the unit of the service";
         found.push(Finding::warning("open_files", "this machine", seen, remedy));
     }
+}
+
+/// The finding for the address of `--admin`, at which no balancer answered.
+fn no_balancer(missing: &MissingBalancer) -> Finding {
+    let remedy = match &missing.failure {
+        QuestionFailure::Unreached(_) => {
+            "start the balancer, or correct --admin: the address is admin.address of the running balancer"
+        }
+        QuestionFailure::Status(401 | 403, _) => "set admin.token to that of the running balancer",
+        QuestionFailure::Silent(_) => {
+            "see the log of the balancer, and what is in between; --timeout waits longer"
+        }
+        _ => "correct --admin: the address is admin.address of the running balancer, not listen",
+    };
+    let seen = format!("GET /admin/upstreams: {}", text_of(&missing.failure));
+    Finding::error("no_balancer", &missing.admin, seen, remedy)
 }
 
 /// Finds a route that leads to a model of no upstream. Upstreams that could not be read may serve it.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::facts::{
-    ClockDifference, EnginePage, QuestionFailure, RedisFacts, RedisRefusal, RedisServer, SightReading,
-    SourceFacts, UpstreamFacts, UsageReading,
+    ClockDifference, EnginePage, MissingBalancer, QuestionFailure, RedisFacts, RedisRefusal, RedisServer,
+    SightReading, SourceFacts, UpstreamFacts, UsageReading,
 };
 use super::finding::Severity;
 use super::*;
@@ -57,6 +57,7 @@ fn setup(config: &Config, upstreams: Vec<UpstreamFacts>) -> SetupFacts<'_> {
         redis: None,
         open_files: Some(1 << 20),
         balancer: None,
+        missing_balancer: None,
     }
 }
 

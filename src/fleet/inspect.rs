@@ -20,7 +20,8 @@ use crate::aggregate::{ModelCard, parse_engine_info, parse_engine_metrics, parse
 use crate::config::types::{AdminConfig, Config, DiscoverySource, ListenAddress, UpstreamConfig};
 use crate::config::url;
 use crate::doctor::facts::{
-    ClockDifference, EnginePage, QuestionFailure, SightReading, SourceFacts, UpstreamFacts, UsageReading,
+    ClockDifference, EnginePage, MissingBalancer, QuestionFailure, SightReading, SourceFacts, UpstreamFacts,
+    UsageReading,
 };
 use crate::names::cut;
 use crate::observe::Observer;
@@ -225,15 +226,33 @@ impl Inspector {
         }
     }
 
-    /// Returns the balancer that runs on this machine with the configuration, if one does.
-    pub(crate) async fn running_balancer(&self, admin: &AdminConfig) -> Option<FoundBalancer> {
-        let address = reachable(&admin.address)?;
-        let url = url::upstream(&address).ok()?;
+    /// Returns the balancer that answers at the admin address.
+    pub(crate) async fn running_balancer(
+        &self,
+        admin: &AdminConfig,
+    ) -> Result<FoundBalancer, MissingBalancer> {
+        let Some(address) = reachable(&admin.address) else {
+            let failure = QuestionFailure::Settings("the address has no port that can be asked".into());
+            return Err(MissingBalancer { admin: admin.address.to_string(), failure });
+        };
+        match self.balancer_rows(&address, admin).await {
+            Ok(rows) => Ok(FoundBalancer { admin: address, rows }),
+            Err(failure) => Err(MissingBalancer { admin: address, failure }),
+        }
+    }
+
+    /// Requests the upstreams of the balancer with this URL.
+    async fn balancer_rows(
+        &self,
+        address: &str,
+        admin: &AdminConfig,
+    ) -> Result<Vec<BalancerRow>, QuestionFailure> {
+        let url = url::upstream(address).map_err(|problem| QuestionFailure::Settings(problem.to_string()))?;
         let config = UpstreamConfig { api_key: admin.token.clone(), ..UpstreamConfig::new(url) };
-        let listener = Upstream::new(0, config, self.queue.clone()).ok()?;
-        let answer = self.client.get(&listener, "/admin/upstreams", self.timeout).await.ok()?;
-        let rows = serde_json::from_slice(answer.body()).ok()?;
-        Some(FoundBalancer { admin: address, rows })
+        let listener = Upstream::new(0, config, self.queue.clone()).map_err(QuestionFailure::Settings)?;
+        let answer = expected(self.client.get(&listener, "/admin/upstreams", self.timeout).await)?;
+        let no_list = |_| QuestionFailure::Garbled("the answer is no balancer's list of upstreams".into());
+        serde_json::from_slice(answer.body()).map_err(no_list)
     }
 }
 

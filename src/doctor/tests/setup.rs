@@ -96,6 +96,28 @@ fn faults_of_redis_give_findings() {
 }
 
 #[test]
+fn an_admin_address_without_a_balancer_gives_a_finding() {
+    let config = config("");
+    for (failure, seen, remedy) in [
+        (QuestionFailure::Unreached("cannot connect".into()), "cannot connect", "start the balancer"),
+        (QuestionFailure::Status(401, "why".into()), "status 401", "set admin.token"),
+        (QuestionFailure::Silent("no answer".into()), "no answer", "see the log of the balancer"),
+        (QuestionFailure::Status(404, "why".into()), "status 404", "correct --admin"),
+        (QuestionFailure::Garbled("no list".into()), "no list", "correct --admin"),
+    ] {
+        let missing = MissingBalancer { admin: "http://127.0.0.1:9092".into(), failure };
+        let found =
+            diagnose(&SetupFacts { missing_balancer: Some(missing), ..setup(&config, vec![sound(0)]) });
+        assert_eq!(codes(&found), [("http://127.0.0.1:9092", "no_balancer")], "{found:?}");
+        assert_eq!(
+            (found[0].severity, &*found[0].seen),
+            (Severity::Error, &*format!("GET /admin/upstreams: {seen}"))
+        );
+        assert!(found[0].remedy.starts_with(remedy), "{found:?}");
+    }
+}
+
+#[test]
 fn the_report_has_the_severest_first_and_aligned() {
     let mut upstreams: Vec<UpstreamFacts> = (0..3).map(sound).collect();
     upstreams[0].has_dev_routes = true;

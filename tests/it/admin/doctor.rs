@@ -362,6 +362,33 @@ async fn the_doctor_names_the_balancer_that_it_found_and_drained_upstreams() {
     assert!(report.text.starts_with("2 upstreams, 2 healthy, 1 drained; "), "{}", report.text);
 }
 
+/// An address that the operator names, and that is not one of a balancer, is an error. The doctor was silent.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_address_without_a_balancer_is_an_error() {
+    let engines = engines(1).await;
+    let balancer = Balancer::over(&engines).await;
+    let nowhere = format!("127.0.0.1:{}", Redis::free_port());
+    let public = balancer.address().to_string();
+    let file = file(&format!("upstreams: ['http://{}']", direct(&engines[0])));
+    let path = file.path().display().to_string();
+    for (admin, seen, remedy) in [
+        (nowhere.as_str(), "Connection refused", "start the balancer, or correct --admin"),
+        (public.as_str(), "status 404", "admin.address of the running balancer, not listen"),
+        ("127.0.0.1:0", "no port", "correct --admin"),
+    ] {
+        let report = visit(&["-c", &path, "--admin", admin, "--json"]).await;
+        let subject = if admin.ends_with(":0") { admin.to_string() } else { format!("http://{admin}") };
+        assert_eq!(report.findings(), [(subject, "no_balancer".to_string())], "{}", report.text);
+        let finding = &report.json()["findings"][0];
+        assert!(finding["seen"].as_str().is_some_and(|text| text.contains(seen)), "{finding}");
+        assert!(finding["remedy"].as_str().is_some_and(|text| text.contains(remedy)), "{finding}");
+        assert_eq!((&finding["severity"], report.code), (&"error".into(), Some(1)));
+    }
+    // Without the flag no balancer needs to run.
+    let report = visit(&["-c", &path, "--json"]).await;
+    assert_eq!((report.findings(), report.code), (vec![], Some(0)), "{}", report.text);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_forgets_makes_the_balancer_blind() {
     let small = engines(1).await;
