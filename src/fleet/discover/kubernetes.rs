@@ -14,6 +14,7 @@
 mod api;
 mod credentials;
 mod failure;
+mod files;
 mod messages;
 mod slices;
 
@@ -28,6 +29,7 @@ use crate::config::types::KubernetesService;
 use crate::fleet::now;
 use api::{SliceApi, WATCH_SECONDS};
 use failure::ApiFailure;
+use files::FILE_PATIENCE;
 use messages::{GONE_STATUS, LineBuffer, SliceEvent};
 use slices::{ServiceEndpoints, SliceEngine, SliceStore};
 
@@ -107,12 +109,14 @@ pub(super) async fn poll(
     service: &KubernetesService,
     limit: Duration,
 ) -> Result<Vec<DiscoveredEngine>, SourceFailure> {
+    let deadline = tokio::time::Instant::now() + limit;
+    let opened = tokio::time::timeout_at(deadline, SliceApi::open(service, &mut || {})).await;
+    let api = opened.unwrap_or(Err(ApiFailure::CredentialsHang(limit)))?;
     let listed = async {
-        let api = SliceApi::open(service).await?;
         let (store, _) = list(&api).await?;
         store.read(service).map_err(ApiFailure::Invalid)
     };
-    let listed = tokio::time::timeout(limit, listed).await.unwrap_or(Err(ApiFailure::Silent(limit)));
+    let listed = tokio::time::timeout_at(deadline, listed).await.unwrap_or(Err(ApiFailure::Silent(limit)));
     Ok(discovered(listed?.engines))
 }
 
@@ -159,7 +163,7 @@ impl ServiceWatch<'_> {
     async fn round(&mut self, api: &mut Option<SliceApi>) -> Result<(), ApiFailure> {
         let api = match api {
             Some(api) if !api.is_due() => api,
-            _ => api.insert(SliceApi::open(self.service).await?),
+            _ => api.insert(self.open().await?),
         };
         if self.resource_version.is_some() && matches!(self.watch(api).await?, WatchEnd::Over) {
             return Ok(());
@@ -172,6 +176,13 @@ impl ServiceWatch<'_> {
             self.resource_version = None;
         }
         Ok(())
+    }
+
+    /// Reads the credentials, and makes a client. A read that takes long is a failure of the source, which is
+    /// reported at once, and is waited for.
+    async fn open(&mut self) -> Result<SliceApi, ApiFailure> {
+        let service = self.service;
+        SliceApi::open(service, &mut || self.fail(ApiFailure::CredentialsHang(FILE_PATIENCE))).await
     }
 
     /// Applies the events of one watch.

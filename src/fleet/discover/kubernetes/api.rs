@@ -25,6 +25,7 @@ use tokio::runtime::Handle;
 
 use super::credentials;
 use super::failure::ApiFailure;
+use super::files::{OnSlow, check_kubeconfig, kubeconfig_paths, read_files};
 use super::messages::{self, ApiStatus, GONE_STATUS, SlicePage};
 use super::slices::SERVICE_LABEL;
 use crate::config::types::KubernetesService;
@@ -66,20 +67,16 @@ pub(super) struct SliceApi {
 
 impl SliceApi {
     /// Reads the address and the credentials, and makes a client; connects at the first request.
-    pub(super) async fn open(service: &KubernetesService) -> Result<Self, ApiFailure> {
-        // A file may be on a disk that does not answer, which must not stop a thread that serves requests.
+    pub(super) async fn open(service: &KubernetesService, on_slow: OnSlow<'_>) -> Result<Self, ApiFailure> {
         let (service_read, runtime) = (service.clone(), Handle::current());
-        let read = move || runtime.block_on(settings(&service_read));
-        let read = tokio::task::spawn_blocking(read).await;
-        let read = read.unwrap_or_else(|error| Err(error.to_string()));
-        let mut config = read.map_err(ApiFailure::Unreached)?;
-        let renew_at = credentials::resolve(&mut config.auth_info).await?;
+        let read = read_files(move || runtime.block_on(settings(&service_read)), on_slow).await;
+        let mut config = read.and_then(|read| read).map_err(ApiFailure::Unreached)?;
+        let renew_at = credentials::resolve(&mut config.auth_info, on_slow).await?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         // Retries are paced by the watch, which respects `retry-after`.
         config.default_retry = false;
         // Keys and certificates are read from files.
-        let made = tokio::task::spawn_blocking(move || Client::try_from(config)).await;
-        let made = made.map_err(|error| error.to_string());
+        let made = read_files(move || Client::try_from(config), on_slow).await;
         let made = made.and_then(|made| made.map_err(|error| causes(&error)));
         let client = made.map_err(ApiFailure::Unreached)?;
         let namespace = service.namespace.clone();
@@ -154,15 +151,17 @@ async fn settings(service: &KubernetesService) -> Result<Config, String> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let pod = (variable("KUBERNETES_SERVICE_HOST"), variable("KUBERNETES_SERVICE_PORT"));
     let file = match (&service.kubeconfig, variable("KUBECONFIG"), pod) {
-        // Opening a pipe would wait for a writer.
-        (Some(path), ..) if path.metadata().is_ok_and(|found| !found.is_file()) => {
-            return Err(format!("kubeconfig {}: it is no file", path.display()));
+        (Some(path), ..) => {
+            check_kubeconfig(path)?;
+            Kubeconfig::read_from(path)
         }
-        (Some(path), ..) => Kubeconfig::read_from(path),
         (None, None, (Some(host), Some(port))) => {
             return in_pod(Path::new(ACCOUNT_DIRECTORY), &host, &port);
         }
-        _ => Kubeconfig::read(),
+        (None, named, _) => {
+            kubeconfig_paths(named.as_deref()).iter().try_for_each(|path| check_kubeconfig(path))?;
+            Kubeconfig::read()
+        }
     };
     let file = file.map_err(|error| causes(&error))?;
     let has_proxy = has_proxy(&file, service.context.as_deref());

@@ -4,7 +4,10 @@
 //! a plugin for ever, three times for each client. So `kube` gets a token or a certificate. The client is
 //! made anew when these are due: the token of a file after a minute, that of a plugin before it expires.
 
-use std::io::{self, Read};
+use std::convert::Infallible;
+use std::fs::File;
+use std::future::pending;
+use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -21,9 +24,9 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
 use super::failure::ApiFailure;
+use super::files::{OnSlow, read_file, read_files};
 use crate::config::problem::ConfigPlace;
 use crate::config::{free, yaml};
-use crate::fleet::discover::file::open_regular;
 use crate::fleet::now;
 
 /// The time limit of a credential plugin.
@@ -34,6 +37,18 @@ const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// The largest output of a credential plugin.
 const MAX_PLUGIN_BYTES: u64 = 1 << 20;
+
+/// The most of a plugin's standard error that is kept; the rest is read and dropped.
+const MAX_ERROR_BYTES: usize = 64 << 10;
+
+/// The room for one read of a plugin's standard error.
+const ERROR_READ_BYTES: usize = 4 << 10;
+
+/// The time limit for writing a plugin's standard error to that of the balancer.
+const ERROR_WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is written behind a standard error that was cut.
+const ERROR_CUT: &[u8] = b"\n... (the plugin wrote more than is shown)\n";
 
 /// The largest token file.
 const MAX_TOKEN_BYTES: u64 = 64 << 10;
@@ -52,6 +67,14 @@ const PROVIDER_COMMAND: &str = "cmd-path";
 struct PluginProcess {
     /// `None` once the plugin has ended and its number may belong to another process.
     child: Option<Child>,
+    /// The beginning of the standard error: at most one byte more than is shown.
+    errors: Vec<u8>,
+}
+
+/// The pipes from a plugin.
+struct PluginOutput {
+    standard: pipe::Receiver,
+    errors: pipe::Receiver,
 }
 
 /// What a plugin prints.
@@ -70,7 +93,7 @@ struct PluginCredential {
 }
 
 /// Replaces a token file or a credential plugin by what it gives. Returns when to read again.
-pub(super) async fn resolve(auth: &mut AuthInfo) -> Result<Option<Instant>, ApiFailure> {
+pub(super) async fn resolve(auth: &mut AuthInfo, on_slow: OnSlow<'_>) -> Result<Option<Instant>, ApiFailure> {
     if let Some(provider) = &auth.auth_provider {
         if provider.config.contains_key(PROVIDER_COMMAND) {
             let why = format!("the kubeconfig has an auth-provider with {PROVIDER_COMMAND}: use exec");
@@ -82,7 +105,7 @@ pub(super) async fn resolve(auth: &mut AuthInfo) -> Result<Option<Instant>, ApiF
         return Ok(None);
     }
     if let Some(path) = auth.token_file.take() {
-        auth.token = Some(token(path).await?.into());
+        auth.token = Some(token(path, on_slow).await?.into());
         return Ok(Some(now() + MAX_TOKEN_AGE));
     }
     let Some(exec) = auth.exec.take() else { return Ok(None) };
@@ -90,28 +113,16 @@ pub(super) async fn resolve(auth: &mut AuthInfo) -> Result<Option<Instant>, ApiF
 }
 
 /// Reads a token file.
-async fn token(path: String) -> Result<String, ApiFailure> {
+async fn token(path: String, on_slow: OnSlow<'_>) -> Result<String, ApiFailure> {
     let unusable = |path: &str, why: &str| ApiFailure::Unreached(format!("token file {path}: {why}"));
-    let read = tokio::task::spawn_blocking({
-        let path = path.clone();
-        move || read_file(Path::new(&path), MAX_TOKEN_BYTES)
-    });
-    let text = read.await.unwrap_or_else(|error| Err(io::Error::other(error)));
-    let text = text.map_err(|error| unusable(&path, &error.to_string()))?;
+    let path_read = path.clone();
+    let read = read_files(move || read_file(Path::new(&path_read), MAX_TOKEN_BYTES), on_slow).await;
+    let text = read.and_then(|read| read.map_err(|error| error.to_string()));
+    let text = text.map_err(|why| unusable(&path, &why))?;
     match text.trim() {
         "" => Err(unusable(&path, "it is empty")),
         token => Ok(token.to_string()),
     }
-}
-
-/// Reads a regular file of at most so many bytes.
-fn read_file(path: &Path, max_bytes: u64) -> io::Result<String> {
-    let mut text = String::new();
-    open_regular(path)?.take(max_bytes + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > max_bytes {
-        return Err(io::Error::other(format!("it has more than {max_bytes} bytes")));
-    }
-    Ok(text)
 }
 
 /// Runs a credential plugin.
@@ -122,6 +133,7 @@ async fn answer(exec: &ExecConfig, limit: Duration) -> Result<PluginCredential, 
     }
     let (mut process, output) = PluginProcess::start(exec).map_err(|error| broken(&error))?;
     let ran = tokio::time::timeout(limit, process.run(output)).await;
+    pass_errors(std::mem::take(&mut process.errors)).await;
     let (output, status) =
         ran.map_err(|_| ApiFailure::PluginHangs(limit))?.map_err(|error| broken(&error))?;
     if !status.success() {
@@ -129,6 +141,26 @@ async fn answer(exec: &ExecConfig, limit: Duration) -> Result<PluginCredential, 
     }
     let invalid = "the credential plugin printed no valid ExecCredential";
     PluginCredential::parse(&output).ok_or_else(|| ApiFailure::Unreached(invalid.into()))
+}
+
+/// Writes what a plugin wrote to its standard error to that of the balancer, unless that is not read for
+/// long.
+async fn pass_errors(errors: Vec<u8>) {
+    if !errors.is_empty() {
+        let write = move || std::io::stderr().write_all(&shown(errors));
+        tokio::time::timeout(ERROR_WRITE_TIMEOUT, tokio::task::spawn_blocking(write)).await.ok();
+    }
+}
+
+/// The standard error of a plugin as it is written to that of the balancer.
+fn shown(mut errors: Vec<u8>) -> Vec<u8> {
+    if errors.len() > MAX_ERROR_BYTES {
+        errors.truncate(MAX_ERROR_BYTES);
+        errors.extend_from_slice(ERROR_CUT);
+    } else if !errors.ends_with(b"\n") {
+        errors.push(b'\n');
+    }
+    errors
 }
 
 fn broken(error: &io::Error) -> ApiFailure {
@@ -147,8 +179,8 @@ fn exec_info(exec: &ExecConfig) -> Value {
 // === impl PluginProcess ===
 
 impl PluginProcess {
-    /// Starts a plugin. What it writes to the standard error goes to that of the balancer.
-    fn start(exec: &ExecConfig) -> io::Result<(Self, pipe::Receiver)> {
+    /// Starts a plugin.
+    fn start(exec: &ExecConfig) -> io::Result<(Self, PluginOutput)> {
         let program = exec.command.as_ref().ok_or_else(|| io::Error::other("it names no command"))?;
         let mut command = Command::new(program);
         command.args(exec.args.iter().flatten());
@@ -158,30 +190,68 @@ impl PluginProcess {
             }
         }
         command.env("KUBERNETES_EXEC_INFO", exec_info(exec).to_string());
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).process_group(0);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn()?;
-        let output = child.stdout.take();
-        let process = PluginProcess { child: Some(child) };
-        let output = output.ok_or_else(|| io::Error::other("it has no output"))?;
-        Ok((process, pipe::Receiver::from_owned_fd(output.into())?))
+        let pipes = (child.stdout.take(), child.stderr.take());
+        let process = PluginProcess { child: Some(child), errors: Vec::new() };
+        let (Some(standard), Some(errors)) = pipes else {
+            return Err(io::Error::other("it has no output"));
+        };
+        let standard = pipe::Receiver::from_owned_fd(standard.into())?;
+        let errors = pipe::Receiver::from_owned_fd(errors.into())?;
+        Ok((process, PluginOutput { standard, errors }))
     }
 
     /// Waits for the end of the plugin. Returns its output.
-    async fn run(&mut self, output: pipe::Receiver) -> io::Result<(Vec<u8>, ExitStatus)> {
-        let mut bytes = Vec::new();
-        output.take(MAX_PLUGIN_BYTES + 1).read_to_end(&mut bytes).await?;
-        if bytes.len() as u64 > MAX_PLUGIN_BYTES {
-            return Err(io::Error::other(format!("it printed more than {MAX_PLUGIN_BYTES} bytes")));
-        }
-        while let Some(child) = &mut self.child {
-            if let Some(status) = child.try_wait()? {
-                self.child = None;
-                return Ok((bytes, status));
-            }
-            tokio::time::sleep(EXIT_POLL_INTERVAL).await;
-        }
-        Err(io::Error::other("it has ended before"))
+    async fn run(&mut self, output: PluginOutput) -> io::Result<(Vec<u8>, ExitStatus)> {
+        let PluginProcess { child, errors: kept } = self;
+        let PluginOutput { standard, mut errors } = output;
+        let ended = tokio::select! {
+            ended = wait_for_end(child, standard) => ended,
+            // Other processes may hold the pipe for longer than the plugin lives.
+            never = keep_errors(&mut errors, kept) => match never {},
+        };
+        // What the plugin wrote last may still be in the pipe, which has no end where another process holds
+        // it.
+        let room = error_room(kept) as u64;
+        let pipe = errors.into_nonblocking_fd().map(File::from);
+        pipe.and_then(|pipe| pipe.take(room).read_to_end(kept)).ok();
+        ended
     }
+}
+
+/// Waits until a plugin has closed its output and has ended. Returns what it printed.
+async fn wait_for_end(
+    child: &mut Option<Child>,
+    output: pipe::Receiver,
+) -> io::Result<(Vec<u8>, ExitStatus)> {
+    let mut bytes = Vec::new();
+    output.take(MAX_PLUGIN_BYTES + 1).read_to_end(&mut bytes).await?;
+    if bytes.len() as u64 > MAX_PLUGIN_BYTES {
+        return Err(io::Error::other(format!("it printed more than {MAX_PLUGIN_BYTES} bytes")));
+    }
+    while let Some(running) = child {
+        if let Some(status) = running.try_wait()? {
+            *child = None;
+            return Ok((bytes, status));
+        }
+        tokio::time::sleep(EXIT_POLL_INTERVAL).await;
+    }
+    Err(io::Error::other("it has ended before"))
+}
+
+/// Keeps the beginning of what a plugin writes to its standard error, and reads and drops the rest: a plugin
+/// must not wait for room in the pipe.
+async fn keep_errors(errors: &mut pipe::Receiver, kept: &mut Vec<u8>) -> Infallible {
+    let mut buffer = vec![0; ERROR_READ_BYTES];
+    while let Ok(count @ 1..) = errors.read(&mut buffer).await {
+        kept.extend_from_slice(&buffer[..count.min(error_room(kept))]);
+    }
+    pending().await
+}
+
+fn error_room(kept: &[u8]) -> usize {
+    (MAX_ERROR_BYTES + 1).saturating_sub(kept.len())
 }
 
 impl Drop for PluginProcess {

@@ -13,6 +13,8 @@ pub(super) enum ApiFailure {
     Unreached(String),
     /// The server did not answer in this time.
     Silent(Duration),
+    /// The kubeconfig, or what it names, was not read in this time.
+    CredentialsHang(Duration),
     /// The credential plugin did not end in this time.
     PluginHangs(Duration),
     /// The server refused the request.
@@ -34,7 +36,7 @@ impl ApiFailure {
 
     /// Whether a watch may go on from the last version: no answer says that the server lacks it.
     pub(super) fn keeps_version(&self) -> bool {
-        matches!(self, ApiFailure::Unreached(_) | ApiFailure::Silent(_) | ApiFailure::PluginHangs(_))
+        !matches!(self, ApiFailure::Expired | ApiFailure::Refused { .. } | ApiFailure::Invalid(_))
     }
 }
 
@@ -47,6 +49,10 @@ impl From<ApiFailure> for SourceFailure {
             ApiFailure::Unreached(why) => (FailureReason::Unreachable, format!("API server: {why}")),
             ApiFailure::Silent(limit) => {
                 (FailureReason::Timeout, format!("API server: no answer within {limit:?}"))
+            }
+            ApiFailure::CredentialsHang(limit) => {
+                let what = "the kubeconfig, a file that it names, or the credential plugin";
+                (FailureReason::Timeout, format!("{what} gave no answer within {limit:?}"))
             }
             ApiFailure::PluginHangs(limit) => {
                 (FailureReason::Timeout, format!("the credential plugin did not end within {limit:?}"))

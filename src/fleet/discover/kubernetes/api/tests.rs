@@ -99,6 +99,25 @@ async fn a_kubeconfig_that_is_no_file_is_not_opened() {
     assert_eq!(why, "kubeconfig /dev/zero: it is no file");
 }
 
+#[tokio::test]
+async fn a_kubeconfig_has_a_limit() {
+    let directory = tempfile::tempdir().expect("a directory can be made");
+    let path = directory.path().join("config");
+    let text = "current-context: c\ncontexts: [{name: c, context: {cluster: k, user: u}}]\n\
+         clusters: [{name: k, cluster: {server: 'https://a:6443'}}]\nusers: [{name: u, user: {token: t}}]\n";
+    let service = KubernetesService { kubeconfig: Some(path.clone()), ..KubernetesService::new("vllm") };
+    let limit = 1 << 20;
+    for length in [limit, limit + 1] {
+        std::fs::write(&path, format!("{text}#{}", "x".repeat(length - text.len() - 1))).expect("is written");
+        let wanted =
+            format!("kubeconfig {}: it has {length} bytes, which is more than {limit}", path.display());
+        match settings(&service).await {
+            Ok(_) => assert_eq!(length, limit),
+            Err(why) => assert_eq!((length, why), (limit + 1, wanted)),
+        }
+    }
+}
+
 /// What a kubeconfig or a credential plugin says goes to the log only where it can hold no secret.
 #[tokio::test]
 async fn the_reason_of_a_failure_quotes_no_secret() {
@@ -123,7 +142,7 @@ async fn the_reason_of_a_failure_quotes_no_secret() {
              contexts: [{{name: c, context: {{cluster: a, user: u}}}}]\n"
         );
         std::fs::write(&path, text).expect("can be written");
-        let Err(ApiFailure::Unreached(why)) = SliceApi::open(&service).await else {
+        let Err(ApiFailure::Unreached(why)) = SliceApi::open(&service, &mut || {}).await else {
             panic!("{user} is accepted");
         };
         assert!(why.starts_with(wanted) && !why.contains("hunter2"), "{why}");
@@ -151,7 +170,7 @@ async fn a_file_that_waits_stops_nothing_else() {
         std::fs::OpenOptions::new().write(true).open(pipe)
     });
     // A thread that waits for the pipe polls no timer, and comes back with what it has read.
-    let opened = tokio::time::timeout(Duration::from_millis(100), SliceApi::open(&service)).await;
+    let opened = tokio::time::timeout(Duration::from_millis(100), SliceApi::open(&service, &mut || {})).await;
     assert!(opened.is_err());
     drop(done);
     writer.join().expect("it ends").expect("can be opened");

@@ -126,6 +126,37 @@ async fn a_plugin_that_fails_is_named_without_what_it_printed() {
     }
 }
 
+/// A plugin that waits for room in the pipe would not end.
+#[tokio::test]
+async fn a_plugin_may_write_any_amount_to_its_standard_error() {
+    let credential = r#"echo '{"status": {"token": "t"}}'"#;
+    let little = format!("printf first >&2; {credential}; exec >&-; sleep 0.1; printf ' last' >&2");
+    let much = format!("head -c 1000000 /dev/zero >&2; {credential}");
+    for (script, wanted) in [(little, b"first last".to_vec()), (much, vec![0; MAX_ERROR_BYTES + 1])] {
+        let (mut process, output) = PluginProcess::start(&plugin(&script)).expect("it starts");
+        let ran = tokio::time::timeout(PLUGIN_TIMEOUT, process.run(output)).await.expect("it ends");
+        let (printed, status) = ran.expect("its output can be read");
+        assert!(status.success() && PluginCredential::parse(&printed).is_some());
+        assert!(process.errors == wanted, "{} bytes", process.errors.len());
+    }
+    assert_eq!(shown(b"why".to_vec()), b"why\n");
+    assert_eq!(shown(b"why\n".to_vec()), b"why\n");
+    let cut = shown(vec![b'x'; MAX_ERROR_BYTES + 1]);
+    assert_eq!((&cut[..MAX_ERROR_BYTES], &cut[MAX_ERROR_BYTES..]), (&[b'x'; MAX_ERROR_BYTES][..], ERROR_CUT));
+}
+
+/// A process that outlives the plugin may hold its standard error, as a daemon that the plugin starts does.
+#[tokio::test]
+async fn a_plugin_ends_although_its_standard_error_is_held() {
+    let script = r#"sleep 600 >&- & echo "$!" >&2; echo '{"status": {"token": "t"}}'"#;
+    let (mut process, output) = PluginProcess::start(&plugin(script)).expect("it starts");
+    let ran = tokio::time::timeout(PLUGIN_TIMEOUT, process.run(output)).await;
+    let held = String::from_utf8(process.errors.clone()).expect("is a number");
+    let held = held.trim().parse().ok().and_then(Pid::from_raw).expect("is a process");
+    rustix::process::kill_process(held, Signal::KILL).expect("it runs");
+    ran.expect("it ends").expect("its output can be read");
+}
+
 /// Regression: the source was silent for as long as the plugin ran. The clock runs ahead while all wait.
 #[tokio::test(start_paused = true)]
 async fn a_plugin_that_does_not_end_is_a_failure_of_the_source() {
@@ -138,7 +169,7 @@ async fn a_plugin_that_does_not_end_is_a_failure_of_the_source() {
     std::fs::write(&path, text).expect("can be written");
     let service = KubernetesService { kubeconfig: Some(path), ..KubernetesService::new("vllm") };
     let began = now();
-    let failure = SliceApi::open(&service).await.err().expect("there is no credential");
+    let failure = SliceApi::open(&service, &mut || {}).await.err().expect("there is no credential");
     let took = now() - began;
     assert!(PLUGIN_TIMEOUT <= took && took < PLUGIN_TIMEOUT + Duration::from_secs(1), "{took:?}");
     assert!(failure.keeps_version(), "no answer has come");
@@ -180,15 +211,15 @@ async fn a_token_file_gives_its_token_without_line_ends() {
     let name = path.display().to_string();
     for text in ["hunter2\n", "hunter2", "\n hunter2 \r\n"] {
         std::fs::write(&path, text).expect("can be written");
-        assert_eq!(token(name.clone()).await.expect("is a token"), "hunter2", "{text:?}");
+        assert_eq!(token(name.clone(), &mut || {}).await.expect("is a token"), "hunter2", "{text:?}");
     }
     let long = "x".repeat(MAX_TOKEN_BYTES as usize + 1);
     for (text, wanted) in [(" \n", "it is empty"), (long.as_str(), "more than 65536 bytes")] {
         std::fs::write(&path, text).expect("can be written");
-        let why = reason(token(name.clone()).await.expect_err(wanted));
+        let why = reason(token(name.clone(), &mut || {}).await.expect_err(wanted));
         assert!(why.starts_with(&format!("token file {name}: ")) && why.contains(wanted), "{why}");
     }
-    let why = reason(token("/dev/zero".into()).await.expect_err("it is no file"));
+    let why = reason(token("/dev/zero".into(), &mut || {}).await.expect_err("it is no file"));
     assert_eq!(why, "token file /dev/zero: it is no file");
 }
 
@@ -202,12 +233,14 @@ async fn other_credentials_stand_before_a_token_file_and_a_plugin() {
     let text = |text: &str| Some(text.to_string());
     let basic = AuthInfo { username: text("u"), password: Some("p".into()), ..AuthInfo::default() };
     for auth in [AuthInfo { token: Some("t".into()), ..AuthInfo::default() }, basic] {
-        assert!(matches!(resolve(&mut with(auth)).await, Ok(None)));
+        assert!(matches!(resolve(&mut with(auth), &mut || {}).await, Ok(None)));
     }
-    let why = reason(resolve(&mut with(AuthInfo::default())).await.expect_err("there is no such file"));
+    let why =
+        reason(resolve(&mut with(AuthInfo::default()), &mut || {}).await.expect_err("there is no such file"));
     assert!(why.starts_with("token file /nowhere/token"), "{why}");
     let config = map([("cmd-path", "gcloud")]);
     let provider = AuthProviderConfig { name: "gcp".into(), config, ..AuthProviderConfig::default() };
-    let why = resolve(&mut AuthInfo { auth_provider: Some(provider), ..AuthInfo::default() }).await;
+    let why =
+        resolve(&mut AuthInfo { auth_provider: Some(provider), ..AuthInfo::default() }, &mut || {}).await;
     assert!(reason(why.expect_err("it runs a command")).ends_with("with cmd-path: use exec"));
 }
