@@ -159,15 +159,17 @@ def take(handler):
     return True
 
 
-def take_after(seconds):
-    def slow(handler):
-        time.sleep(seconds)
+def take_when(event):
+    """Answers once the event is set, if ever within a minute."""
+
+    def late(handler):
+        event.wait(60)
         # The client may have given up.
         with contextlib.suppress(OSError):
             take(handler)
         return True
 
-    return slow
+    return late
 
 
 def refuse(status, **headers):

@@ -9,6 +9,7 @@ command against such a set of processes, whose addresses stand in the command's 
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -58,13 +60,66 @@ def binary():
     return path
 
 
+class PortPool:
+    """Ports of 127.0.0.1 below those that the kernel gives to connections and for port 0.
+
+    The process that a test starts binds its port later: no connection and no other listener gets the port in
+    between. The pool takes blocks of ports, each by a lock that no other process of this machine can hold
+    until this one ends, and hands out each port once.
+    """
+
+    FIRST, BLOCK = 10_000, 50
+
+    def __init__(self):
+        text = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text()
+        blocks = range(self.FIRST, int(text.split()[0]) - self.BLOCK + 1, self.BLOCK)
+        # Tests that began just before have left connections of the first blocks behind.
+        at = os.getpid() * 7 % max(len(blocks), 1)
+        self.blocks = iter([*blocks[at:], *blocks[:at]])
+        self.lock = threading.Lock()
+        self.held = []
+        self.left = iter(())
+
+    def take(self):
+        with self.lock:
+            while True:
+                for port in self.left:
+                    if is_free(port):
+                        return port
+                self.left = iter(self.next_block())
+
+    def next_block(self):
+        for first in self.blocks:
+            # A name without a file, of the same network as the ports; the kernel drops it with the process.
+            held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                held.bind(f"\0vllm-lb-tests-ports-{first}")
+            except OSError:
+                held.close()
+                continue
+            self.held.append(held)
+            return range(first, first + self.BLOCK)
+        sys.exit("no ports are left below those that the kernel gives to connections: ip_local_port_range")
+
+
+def is_free(port):
+    """Whether a port of 127.0.0.1 has neither a listener nor a connection."""
+    with socket.socket() as one:
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+@functools.cache
+def port_pool():
+    return PortPool()
+
+
 def free_ports(count):
-    """Ports of 127.0.0.1 that nobody listens on; all are held until the last is found."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    """Ports of 127.0.0.1 for listeners that other processes bind."""
+    return [port_pool().take() for _ in range(count)]
 
 
 def status(url):
@@ -76,6 +131,15 @@ def status(url):
         return error.code
     except OSError:
         return None
+
+
+def until(condition, what, said=lambda: ""):
+    """Waits until a condition holds; what it gave. `said`: what a failure shows of the processes."""
+    end = time.monotonic() + PATIENCE
+    while not (result := condition()):
+        assert time.monotonic() < end, f"not within {PATIENCE:.0f} s: {what}\n{said()}"
+        time.sleep(0.02)
+    return result
 
 
 def named(command, host):

@@ -110,7 +110,7 @@ class Routed:
 
     def struck(self, call, kind, **more):
         """Makes a call while two engines would fail it, until one has; what each call gave."""
-        before, end = self.metric("vllm_lb_retries_total"), time.monotonic() + 20
+        before, end = self.metric("vllm_lb_retries_total"), time.monotonic() + harness.PATIENCE
         while self.metric("vllm_lb_retries_total") == before:
             assert time.monotonic() < end, f"no request came to an engine that would fail it by {kind}"
             for at in (0, 1):

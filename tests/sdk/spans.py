@@ -139,13 +139,6 @@ def complete(spans, first, count):
     return set(traces) == {trace_id(first + number) for number in range(count)}
 
 
-def wait_for(holds, patience=30.0):
-    end = time.monotonic() + patience
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 def ended(running, within):
     """Ends the balancer; the seconds that this took."""
     start = time.monotonic()

@@ -91,10 +91,8 @@ def redis():
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        end = time.monotonic() + PATIENCE
-        while not accepts(port):
-            assert child.poll() is None and time.monotonic() < end, "redis-server does not start"
-            time.sleep(0.02)
+        harness.until(lambda: accepts(port) or child.poll() is not None, "redis-server starts")
+        assert child.poll() is None, "redis-server ended"
         yield f"redis://127.0.0.1:{port}"
     finally:
         harness.stop(child)

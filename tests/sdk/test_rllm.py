@@ -377,14 +377,6 @@ def test_traces_are_read_on_the_admin_listener_only(gateway):
 # ---- workers -----------------------------------------------------------------------------------
 
 
-def until(what, holds, patience=20):
-    end = time.monotonic() + patience
-    while not (result := holds()):
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
-    return result
-
-
 def test_workers_are_added_serve_and_are_removed(kind, own_gateway):
     client = connect(kind, own_gateway.url)
     [first] = client.list_workers()
@@ -392,9 +384,10 @@ def test_workers_are_added_serve_and_are_removed(kind, own_gateway):
     # The README's form, which the original turns into .../v1/v1.
     spare = client.add_worker(f"{own_gateway.spare}/v1")
     assert client.add_worker(own_gateway.spare, weight=1) == spare
-    worker = until("the worker is healthy", lambda: next(
-        (one for one in client.list_workers() if one.worker_id == spare and one.healthy), None
-    ))
+    worker = harness.until(
+        lambda: [one for one in client.list_workers() if one.worker_id == spare and one.healthy],
+        "the worker is healthy",
+    )[0]
     assert (worker.url, worker.api_url) == (own_gateway.spare, f"{own_gateway.spare}/v1")
     assert (worker.model_name, worker.weight, worker.active_requests) == (MODEL, 1, 0)
     client.remove_worker(first.worker_id)
@@ -443,4 +436,4 @@ def test_the_dynamic_registration_runs_as_it_is_printed(own_gateway):
     names, _ = run(snippet("Dynamic Worker Registration"), own_gateway, GatewayClient=GatewayClient)
     workers = names["client"].list_workers()
     assert [worker.url for worker in workers] == [own_gateway.first, own_gateway.spare]
-    until("both are healthy", lambda: all(one.healthy for one in names["client"].list_workers()))
+    harness.until(lambda: all(one.healthy for one in names["client"].list_workers()), "both are healthy")

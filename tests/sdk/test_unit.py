@@ -255,16 +255,9 @@ def service(engine):
             running.notices.close()
 
 
-def until(condition, what, said=lambda: ""):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, f"{what}\n{said()}"
-        time.sleep(0.05)
-
-
 def test_the_service_starts_reloads_and_stops(service):
     service.hears("READY=1")
-    until(service.answers, "it serves", service.said)
+    harness.until(service.answers, "it serves", service.said)
     assert "WARN" not in service.said().upper(), service.said()
     # The state of the service is its own.
     state = service.folder / "State/traces.db"
@@ -284,7 +277,7 @@ def test_the_service_starts_reloads_and_stops(service):
 
 def test_a_reload_by_upgrade_makes_the_new_process_the_main_one(service):
     service.hears("READY=1")
-    until(service.answers, "it serves", service.said)
+    harness.until(service.answers, "it serves", service.said)
     assert service.run(reload_by_upgrade()).wait(timeout=60) == 0
     heard = service.hears("MAINPID")
     successor = int(heard["MAINPID"])
@@ -294,7 +287,7 @@ def test_a_reload_by_upgrade_makes_the_new_process_the_main_one(service):
     assert service.answers()
     os.kill(successor, signal.SIGTERM)
     service.hears("STOPPING=1")
-    until(lambda: not service.answers(), "the new one ends")
+    harness.until(lambda: not service.answers(), "the new one ends")
 
 
 def test_a_wrong_configuration_ends_with_the_code_that_prevents_a_restart(service):
