@@ -27,8 +27,9 @@ FACE = {
     "model": "agent",
     "to": "sim",
     "body": {"defaults": {"max_tokens": 100, "temperature": 0.3, "truncation": "auto"}},
-    "timeouts": {"idle": "300ms"},
 }
+# For streams that stall: a slow machine lets others stall, too.
+HASTY = {**FACE, "model": "hasty", "timeouts": {"idle": "300ms"}}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def engines():
 def balancer(engines):
     # Tests fail engines more often than the breaker and the budget would let pass.
     more = {"breaker": {"failures": 1000}, "retry": {"budget": 10}}
-    with routed.balancer({"upstreams": engines, "routes": [FACE], **more}, engines) as running:
+    with routed.balancer({"upstreams": engines, "routes": [FACE, HASTY], **more}, engines) as running:
         yield running
 
 
@@ -200,7 +201,8 @@ def test_what_is_cut_by_its_length_completes(balancer, model):
 
 def test_it_finds_what_a_model_can_take(balancer):
     cards = run(balancer.balanced, lambda client: client.models.list()).data
-    assert {card.id: card.max_model_len for card in cards} == dict.fromkeys(["agent", "sim"], routed.LENGTH)
+    served = dict.fromkeys(["agent", "hasty", "sim"], routed.LENGTH)
+    assert {card.id: card.max_model_len for card in cards} == served
 
 
 # ---- its errors --------------------------------------------------------------------------------
@@ -246,18 +248,17 @@ def test_overload_is_429_and_an_honest_time(engines, model):
     full = {"url": engines[0], "max_active": 1}
     config = {"upstreams": [full], "routes": [FACE], "queue": {"size": 0, "wait": "1s"}}
     with routed.balancer(config, engines) as running:
+        # The first stream lasts until its client leaves.
+        running.fail(0, "stall_stream", events=4)
 
         async def crowd(client):
-            long = parameters(model, [item("user", "Hi")], extra_body={"max_output_tokens": 400})
-            async with client.responses.stream(**long) as first:
+            async with client.responses.stream(**parameters(model, [item("user", "Hi")])) as first:
                 assert (await anext(aiter(first))).type == "response.created"
                 with pytest.raises(openai.RateLimitError) as raised:
                     await once(client, parameters(model, [item("user", "Me too")]))
                 # It is let in as soon as there is room, by its own patience.
                 waits = asyncio.create_task(stubbornly(client, parameters(model, [item("user", "Me too")])))
-                async for _ in first:
-                    pass
-                return raised.value, await waits
+            return raised.value, await waits
 
         error, (_, response) = run(running.balanced, crowd)
     assert error.response.headers["content-type"] == "application/json"
@@ -294,7 +295,7 @@ def test_what_breaks_in_the_middle_is_an_error_at_once(balancer, kind):
         balancer.fail(at, kind, events=8)
     begun = time.monotonic()
     with pytest.raises(openai.APIError) as raised:
-        complete(balancer, parameters("agent", [item("user", "Hi")]))
+        complete(balancer, parameters("hasty", [item("user", "Hi")]))
     assert time.monotonic() - begun < 5 and verdict(raised.value)[0]
     balancer.heal()
     kinds, _ = run(balancer.balanced, lambda c: stubbornly(c, parameters("agent", [item("user", "Hi")])))

@@ -19,6 +19,7 @@ import openai
 import pytest
 
 import compose
+import harness
 
 KEY = "sk-demo"
 # The key of a client without limits.
@@ -203,8 +204,7 @@ def test_a_client_beyond_its_rate_gets_429_and_others_go_on(url):
 
 
 def test_the_openai_sdk_raises_its_error_beyond_the_limit(url):
-    until_calm()
-    sdk = client(url, KEY)
+    sdk, outcomes = client(url, KEY), set()
 
     def call(_):
         try:
@@ -212,8 +212,13 @@ def test_the_openai_sdk_raises_its_error_beyond_the_limit(url):
         except openai.RateLimitError as error:
             return error.body["message"]
 
+    # Requests are served at the rate of the client at all times, and beyond it refused.
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        outcomes = set(pool.map(call, range(6 * BURST)))
+        def both():
+            outcomes.update(pool.map(call, range(BURST)))
+            return len(outcomes) > 1
+
+        harness.until(both, "some are served and some refused")
     assert outcomes == {"sim", "Too many requests with this API key. Please try again later."}
 
 
@@ -325,8 +330,10 @@ def test_a_balancer_that_is_killed_costs_only_its_requests_in_flight(fleet, url)
     finally:
         done = load.stop()
     failed = [one for one in done if not one[2]]
-    # nginx may have chosen the connection of a request just before it learns of the end of the connection.
-    assert [one for one in failed if one[0] > killed + 0.1] == []
+    # nginx may have chosen the connection of a request just before it learns of the end of the connection. It
+    # has learned of it when it answers a request of afterwards.
+    learned = min(one[1] for one in done if one[2] and one[0] > killed)
+    assert [one for one in failed if one[0] > learned] == []
     assert [one for one in failed if one[1] < before] == []
     assert len(failed) <= clients
     assert ask(f"{url}/health")[0] == 200

@@ -10,9 +10,9 @@ import pytest
 
 import collector as otel
 import harness
-from spans import CHAT, STATE, chat, fetch, nested, over, parent, trace_id
+from spans import CHAT, STATE, chat, ended, ends, fetch, nested, over, parent, trace_id
 
-# How far clocks and ends may differ, in nanoseconds.
+# How far clocks may differ, in nanoseconds.
 MARGIN = 100_000_000
 
 
@@ -38,12 +38,12 @@ def test_the_engine_gets_the_span_of_the_request_as_parent(running, sink):
     fields = {"traceparent": parent(trace), "tracestate": STATE, "x_session_id": "conversation-1"}
     status, said = running.send(body=body, x_request_id="id-of-client", **fields)
     assert status == 200 and "[DONE]" in said
-    after = time.time_ns()
     server, phases = sink.request(trace)
+    after = time.time_ns()
     assert server.parent == "00f067aa0ba902b7"
     assert running.fields(trace) == ([f"00-{trace}-{server.id}-01"], [STATE])
     assert nested(server, phases) == ["connect", "prefill", "stream"]
-    # A request ends after its client has the answer.
+    # A request ends after its client has the answer, and before it is exported.
     assert before - MARGIN <= server.start and server.end <= after + MARGIN
     assert phases["stream"].end == server.end
     # The engine takes a while for both.
@@ -175,14 +175,15 @@ def test_nothing_is_changed_or_sent_without_an_endpoint(engine):
 
 
 def test_a_reload_turns_the_export_on_and_off(engine):
-    with otel.collector() as sink, over(engine, {}) as running:
+    with otel.collector() as sink, ends(over(engine, {})) as (running, _):
         assert running.reload(otlp={"endpoint": sink.url})["changed"] == ["otlp"]
         running.send(body=chat(), traceparent=parent(trace_id(11)))
         sink.request(trace_id(11))
         assert running.reload(otlp={})["changed"] == ["otlp"]
         running.send(body=chat(f"trace {trace_id(12)}"), traceparent=parent(trace_id(12)))
         assert running.fields(trace_id(12)) == ([parent(trace_id(12))], [])
-        time.sleep(1.5)
+        # A balancer exports what it has before it ends.
+        ended(running, 60)
         assert sink.spans(trace_id(12)) == []
 
 
@@ -248,9 +249,13 @@ def test_a_request_that_waits_has_a_span_of_the_queue(engine, sink):
     upstreams = [{"url": engine, "name": "gpu-0", "max_active": 1}]
     with over(engine, {"endpoint": sink.url}, upstreams) as running:
         traces = [trace_id(60 + number) for number in range(4)]
-        body = chat(max_tokens=100)
+        body = chat()
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            # The first one is not over before the others have come.
+            running.told("/sim/fault", {"kind": "slow", "factor": 50})
             sent = pool.map(lambda trace: running.send(body=body, traceparent=parent(trace))[0], traces)
+            harness.until(lambda: running.metric("vllm_lb_queued") == 3, "three wait")
+            running.told("/sim/fault", {"kind": "none"})
             assert list(sent) == [200] * 4
         found = [sink.request(trace) for trace in traces]
         for server, phases in found:
