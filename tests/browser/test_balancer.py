@@ -66,13 +66,13 @@ def test_a_page_of_another_site_gets_nothing_and_its_links_are_followed(browser,
     balancer = balancers(engines=1)
     (tmp_path / "index.html").write_text(f'<a href="{balancer.admin}admin/upstreams">a link</a>')
     with other_site(tmp_path) as url, contextlib.closing(browser.new_context()) as context:
-        page, answers = context.new_page(), {}
-        page.on("response", lambda answer: answers.update({answer.url: answer.status}))
+        page = context.new_page()
         page.goto(url)
         for path in ("admin/live", "admin/overview", "admin/upstreams", "metrics"):
             target = balancer.admin + path
-            page.evaluate("url => fetch(url, {mode: 'no-cors'}).then(() => null, () => null)", target)
-            assert answers.get(target) == 403, path
+            with page.expect_response(target) as answer:
+                page.evaluate("url => fetch(url, {mode: 'no-cors'}).then(() => null, () => null)", target)
+            assert answer.value.status == 403, path
         page.get_by_text("a link").click()
         page.wait_for_url(balancer.admin + "**")
         assert "gpu-0" in page.content()
@@ -99,7 +99,7 @@ def test_numbers_move_with_traffic(visit, balancers):
         page.wait_for("parseFloat(document.querySelector('.tile-value').innerText) > 0")
         page.wait_for("store.totals.rate('output_tokens') > 0")
         # A conversation that goes on is cached: the engine reports it, and the balancer predicted it.
-        page.wait_for("store.totals.share('reported_tokens', 'compared_tokens') > 0.3", timeout=30_000)
+        page.wait_for("store.totals.share('reported_tokens', 'compared_tokens') > 0.3")
         page.wait_for("store.totals.share('predicted_tokens', 'compared_tokens') > 0.3")
         page.go("#/upstreams/gpu-0")
         page.page.locator(".plot canvas").first.wait_for()
@@ -251,6 +251,6 @@ def test_comes_back_when_the_balancer_was_restarted(visit, balancers):
                       "ERR_CONNECTION_RESET"]
     before = page.page.evaluate("store.frame.balancer.started")
     balancer.restart()
-    page.wait_for("before => store.frame.balancer.started !== before", before, timeout=30_000)
+    page.wait_for("before => store.frame.balancer.started !== before", before)
     page.is_live()
     assert page.page.evaluate("store.timeline.length") < 10

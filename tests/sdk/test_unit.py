@@ -18,7 +18,6 @@ import socket
 import stat
 import subprocess
 import tempfile
-import time
 
 import pytest
 
