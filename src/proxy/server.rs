@@ -53,9 +53,9 @@ pub(crate) async fn serve(
     let mut held = None;
     let (close, closing) = watch::channel(false);
     let connection_phases = phases.clone();
+    let certificate = listener.certificate().cloned();
     let serve_one = |socket, permit| {
-        let serving =
-            connection(socket, permit, listener.certificate().cloned(), server.clone(), closing.clone());
+        let serving = connection(socket, permit, certificate.clone(), server.clone(), closing.clone());
         shutdown::end_when_unused(serving, connection_phases.clone())
     };
     let phase = loop {
@@ -84,11 +84,17 @@ pub(crate) async fn serve(
         // Already accepted: no other process can serve it.
         connections.spawn(serve_one(socket, limiter.acquire_beyond_limit()));
     }
-    // After a hand-over the successor owns the socket file.
-    if phase != ShutdownPhase::HandedOver {
+    // After a hand-over the successor owns the socket file, and accepts the backlog.
+    if phase == ShutdownPhase::HandedOver {
+        drop(listener);
+    } else {
         listener.unlink();
+        let mut backlog = listener.into_backlog();
+        while let Some(permit) = limiter.try_acquire() {
+            let Some(socket) = backlog.next() else { break };
+            connections.spawn(serve_one(socket, permit));
+        }
     }
-    drop(listener);
     shutdown.announce_close();
     shutdown.end_streams();
     close.send_replace(true);

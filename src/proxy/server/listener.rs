@@ -104,15 +104,46 @@ impl Listener {
         match &self.socket {
             BoundSocket::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
-                // A second look at the peer's address would be a system call; accept has told it.
-                digest.peer_addr.set(Some(SocketAddr::Inet(peer))).ok();
-                Ok(AcceptedSocket::Tcp(stream, Arc::new(digest)))
+                AcceptedSocket::tcp(stream, peer)
             }
             BoundSocket::Unix(listener) => Ok(AcceptedSocket::Unix(listener.accept().await?.0)),
         }
     }
+
+    /// The connections that the kernel has established and no accept has returned, without a wait for more.
+    /// The listener closes with the iterator. Closing resets what is still in the backlog, and a client may
+    /// have sent its request by then.
+    pub(super) fn into_backlog(self) -> Box<dyn Iterator<Item = AcceptedSocket> + Send> {
+        match self.socket {
+            BoundSocket::Tcp(listener) => Box::new(backlog(listener.into_std(), |listener| {
+                let (stream, peer) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                AcceptedSocket::tcp(TcpStream::from_std(stream)?, peer)
+            })),
+            BoundSocket::Unix(listener) => Box::new(backlog(listener.into_std(), |listener| {
+                let (stream, _) = listener.accept()?;
+                stream.set_nonblocking(true)?;
+                Ok(AcceptedSocket::Unix(UnixStream::from_std(stream)?))
+            })),
+        }
+    }
+}
+
+/// What `accept` returns until it would block. A connection that its client has ended is skipped.
+fn backlog<L>(
+    listener: io::Result<L>,
+    accept: impl Fn(&L) -> io::Result<AcceptedSocket>,
+) -> impl Iterator<Item = AcceptedSocket> {
+    let listener = listener.ok();
+    std::iter::from_fn(move || {
+        loop {
+            match accept(listener.as_ref()?) {
+                Ok(socket) => return Some(socket),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => return None,
+            }
+        }
+    })
 }
 
 impl AsFd for Listener {
@@ -125,6 +156,14 @@ impl AsFd for Listener {
 }
 
 impl AcceptedSocket {
+    fn tcp(stream: TcpStream, peer: std::net::SocketAddr) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        let digest = SocketDigest::from_raw_fd(stream.as_raw_fd());
+        // A second look at the peer's address would be a system call; accept has told it.
+        digest.peer_addr.set(Some(SocketAddr::Inet(peer))).ok();
+        Ok(AcceptedSocket::Tcp(stream, Arc::new(digest)))
+    }
+
     /// The connection without TLS, and its addresses; a client on a unix socket has none.
     pub(super) fn plain(self) -> (Transport, Option<Arc<SocketDigest>>) {
         match self {

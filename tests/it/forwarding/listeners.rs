@@ -1,6 +1,7 @@
 //! Listeners and connections to upstreams: TLS, HTTP/2, unix sockets; and the stop, which waits for requests
 //! in flight and for nothing else.
 
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use crate::common::body::{chat, events, stream};
@@ -335,6 +336,24 @@ async fn a_stop_without_requests_is_immediate() {
     serves(&mut client).await;
     assert_eq!(balancer.running.stop(Duration::from_secs(600)).await, 0);
     engine.wait_until("nothing is left open", |stats| stats.connections == 0).await;
+}
+
+/// One thread: the balancer accepts nothing before this test waits.
+#[tokio::test]
+async fn a_stop_serves_what_waits_in_the_backlog() {
+    let engine = engine(Options::default()).await;
+    let balancer = Balancer::over([&engine]).await;
+    let waiting = [(); 3].map(|()| {
+        let mut client = std::net::TcpStream::connect(balancer.address()).expect("the kernel accepts");
+        client.write_all(&get("/version")).expect("the kernel takes it");
+        client
+    });
+    assert_eq!(balancer.running.stop(Duration::from_secs(600)).await, 0);
+    for mut client in waiting {
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("an answer, and no reset");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
