@@ -82,6 +82,22 @@ class WatchedPage:
         widths = self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         return widths[0] <= widths[1]
 
+    def processor_time(self, script):
+        """Milliseconds for which the page's thread ran for a script: other processes do not count."""
+        session = self.page.context.new_cdp_session(self.page)
+
+        def ran():
+            metrics = {row["name"]: row["value"] for row in session.send("Performance.getMetrics")["metrics"]}
+            return metrics["TaskDuration"] * 1000
+
+        try:
+            session.send("Performance.enable", {"timeDomain": "threadTicks"})
+            before = ran()
+            self.page.evaluate(script)
+            return ran() - before
+        finally:
+            session.detach()
+
     def heap(self):
         """Bytes of JavaScript's heap after a collection, and the numbers of elements and of listeners."""
         session = self.page.context.new_cdp_session(self.page)
