@@ -39,6 +39,9 @@ const FIRST_REQUEST_GRACE: Duration = Duration::from_secs(1);
 /// The pause after a failed accept, mostly for lack of file descriptors: connections get time to end.
 const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(50);
 
+/// The most connections that are accepted when a listener closes: as many as the kernel queues for it.
+const MAX_BACKLOG: usize = 1024;
+
 /// Serves `listener` until the shutdown begins, then waits for requests in flight; at `ShutdownPhase::Cut`
 /// the remaining ones are dropped. Returns the number of connections that were cut. At the connection limit
 /// one accepted connection waits for its permit, and further ones wait in the kernel's backlog.
@@ -89,9 +92,9 @@ pub(crate) async fn serve(
         drop(listener);
     } else {
         listener.unlink();
-        let mut backlog = listener.into_backlog();
-        while let Some(permit) = limiter.try_acquire() {
-            let Some(socket) = backlog.next() else { break };
+        // Clients may connect as fast as this accepts.
+        for socket in listener.into_backlog().take(MAX_BACKLOG) {
+            let Some(permit) = limiter.try_acquire() else { break };
             connections.spawn(serve_one(socket, permit));
         }
     }

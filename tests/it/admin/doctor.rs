@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use crate::common::certs::Certs;
 use crate::common::doctor::{EngineProcess, Visit, file, visit, visit_with_files};
 use crate::common::model_server::{ModelServer, document};
-use crate::common::redis::Redis;
+use crate::common::ports::reserved_port;
 use crate::common::wire;
 use crate::common::{
     Balancer, EngineServer, admin, config, direct, engine, engines, eventually, logs, upstreams,
@@ -54,7 +54,7 @@ async fn each_fault_of_an_engine_gives_exactly_its_finding() {
         engines.push((format!("gpu-{}", engines.len()), *code, EngineProcess::start(flags).await));
     }
     let sound = [EngineProcess::start(&[]).await, EngineProcess::start(&[]).await];
-    let nowhere = format!("http://127.0.0.1:{}", Redis::free_port());
+    let nowhere = format!("http://127.0.0.1:{}", reserved_port());
     let twin = sound[0].url.replace("127.0.0.1", "localhost");
     let mut named: Vec<(String, &str)> =
         engines.iter().map(|(name, _, engine)| (name.clone(), engine.url.as_str())).collect();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::common::body::{chat, stream};
 use crate::common::clients::{Clients, none};
+use crate::common::ports::reserved_address;
 use crate::common::wire::{self, get, post};
 use crate::common::{
     Balancer, EngineServer, InjectedFault, Options, admin, config, direct as name, engine, engines,
@@ -36,12 +37,6 @@ async fn until_state(balancer: &Balancer, engine: &EngineServer, wanted: &[&str]
 
 fn served(engine: &EngineServer) -> usize {
     engine.requests().len()
-}
-
-/// An unused port of this machine.
-async fn nowhere() -> String {
-    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
-    taken.local_addr().expect("it is bound").to_string()
 }
 
 // === changes at run time ===
@@ -94,7 +89,7 @@ async fn an_upstream_is_added_and_the_call_answers_when_it_is_routable() {
     let list = admin(&balancer, "GET", "/admin/upstreams", Value::Null).await.expect(200).json();
     assert_eq!(list.as_array().map(Vec::len), Some(2));
 
-    let dead = json!({"url": format!("http://{}", nowhere().await), "name": "[a]/b"});
+    let dead = json!({"url": format!("http://{}", reserved_address()), "name": "[a]/b"});
     let late = admin(&balancer, "POST", "/admin/upstreams?wait=50ms", dead).await.expect(504).json();
     assert_eq!(late["upstream"]["state"], "unknown", "{late}");
     admin(&balancer, "GET", "/admin/upstreams/%5Ba%5D%2Fb", Value::Null).await.expect(200);

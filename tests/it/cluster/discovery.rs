@@ -12,7 +12,8 @@ use std::time::Duration;
 use crate::common::body::chat;
 use crate::common::certs::Certs;
 use crate::common::clients::{Clients, none};
-use crate::common::model_server::{ModelServer, document, nowhere, source};
+use crate::common::model_server::{ModelServer, document, source};
+use crate::common::ports::reserved_address;
 use crate::common::raw::Raw;
 use crate::common::redis::Redis;
 use crate::common::wire::{JSON, get, post, request};
@@ -58,7 +59,7 @@ fn authorization(engine: &EngineServer) -> Option<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_server_that_comes_up_late_is_found_with_all_that_it_says() {
-    let (engines, address) = (engines(2).await, nowhere().await);
+    let (engines, address) = (engines(2).await, reserved_address());
     let mut config = asking([source(&address)]);
     config.routes = check("upstreams: [http://a]\nroutes: [{model: face, to: sim}]", &|_| None)
         .unwrap_or_else(|problems| panic!("{problems:?}"))
@@ -91,7 +92,7 @@ async fn a_model_server_that_comes_up_late_is_found_with_all_that_it_says() {
 /// While one source is silent its models may yet come; when all have answered an unknown name is unknown.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_of_a_source_that_is_not_up_yet_is_no_unknown_model() {
-    let (engines, judge, address) = (engines(1).await, serving(&["judge"]).await, nowhere().await);
+    let (engines, judge, address) = (engines(1).await, serving(&["judge"]).await, reserved_address());
     let server = ModelServer::start(document(&engines)).await;
     let mut config = asking([server.source(), source(&address)]);
     config.queue.wait = Duration::ZERO;
@@ -166,7 +167,7 @@ async fn other_engines_take_over_and_no_request_notices() {
 #[tokio::test(flavor = "multi_thread")]
 async fn replaced_upstreams_stay_until_the_new_ones_are_ready() {
     let old = paced(Duration::from_millis(20)).await;
-    let (new, address) = (engines(1).await, nowhere().await);
+    let (new, address) = (engines(1).await, reserved_address());
     let server = ModelServer::start(document([&old])).await;
     let balancer = Balancer::start(asking([server.source()])).await;
     until_ready(&balancer, [&old]).await;

@@ -1,6 +1,7 @@
 //! `vllm-lb doctor` over a real Redis with one fault, and over Sentinel.
 
 use crate::common::doctor::{EngineProcess, file, visit};
+use crate::common::ports::reserved_port;
 use crate::common::redis::Redis;
 use crate::common::sentinel::SentinelSet;
 
@@ -28,7 +29,7 @@ async fn a_sound_redis_gives_no_finding() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_cannot_be_used_gives_an_error() {
-    let nowhere = format!("redis://:hunter2@127.0.0.1:{}", Redis::free_port());
+    let nowhere = format!("redis://:hunter2@127.0.0.1:{}", reserved_port());
     assert_eq!(findings(&nowhere).await, one("redis_unreachable", 1));
     let redis = Redis::start(&["--requirepass", "hunter2"]).await;
     assert_eq!(findings(&redis.url()).await, one("redis_password", 1));

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::common::body::stream;
 use crate::common::certs::Certs;
 use crate::common::clients::{Clients, none};
+use crate::common::ports::reserved_port;
 use crate::common::process::{Process, Setup};
 use crate::common::redis::Redis;
 use crate::common::wire::{self, Wire, post};
@@ -271,7 +272,7 @@ async fn a_balancer_that_is_killed_leaves_nothing_behind() {
     let files = certs.listen();
     let path = |path: &std::path::Path| path.display().to_string();
     let (certificate, key, ca) = (path(&files.certificate), path(&files.key), path(&certs.authority()));
-    let port = Redis::free_port().to_string();
+    let port = reserved_port().to_string();
     let tls = ["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
     let client = ["--tls-ca-cert-file", &ca, "--tls-auth-clients", "no"];
     let _redis = Redis::start(&[&tls[..], &client[..]].concat()).await;

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::certs::Certs;
-use super::model_server::nowhere;
+use super::ports::reserved_address;
 use super::{Duration, eventually};
 use serve::accept;
 
@@ -160,12 +160,12 @@ pub fn slice_of(service: &str, port: u16, endpoints: impl IntoIterator<Item = Va
 
 impl ApiServer {
     pub async fn start() -> Self {
-        Self::over(&nowhere().await, None).await
+        Self::over(&reserved_address(), None).await
     }
 
     /// With TLS.
     pub async fn secure(certs: &Certs) -> Self {
-        Self::over(&nowhere().await, Some(certs.acceptor())).await
+        Self::over(&reserved_address(), Some(certs.acceptor())).await
     }
 
     async fn over(address: &str, acceptor: Option<TlsAcceptor>) -> Self {
@@ -302,7 +302,7 @@ impl ApiServer {
 
     /// Listens again, with what the cluster is.
     pub async fn back(&mut self) {
-        let listener = TcpListener::bind(&self.address).await.expect("the port is free");
+        let listener = TcpListener::bind(&self.address).await.expect("the port is reserved");
         self.task = Some(tokio::spawn(accept(listener, self.acceptor.clone(), self.shared.clone())));
     }
 

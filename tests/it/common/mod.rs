@@ -17,6 +17,7 @@ pub mod h2;
 pub mod logs;
 pub mod model_server;
 pub mod own_process;
+pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod raw;

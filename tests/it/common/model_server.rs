@@ -11,6 +11,7 @@ use vllm_lb::config::types::{DiscoveryMethod, DiscoverySource};
 use vllm_lb::config::url;
 
 use super::certs::Certs;
+use super::ports::reserved_address;
 use super::wire::Stream;
 use super::{Duration, EngineServer, eventually};
 
@@ -26,12 +27,6 @@ pub struct ModelServer {
     scheme: &'static str,
     state: Arc<Mutex<State>>,
     task: JoinHandle<()>,
-}
-
-/// A port that is free at the moment.
-pub async fn nowhere() -> String {
-    let taken = TcpListener::bind("127.0.0.1:0").await.expect("a free port is there");
-    taken.local_addr().expect("it is bound").to_string()
 }
 
 /// What a model server says of these engines.
@@ -54,22 +49,22 @@ fn source_at(url: &str) -> DiscoverySource {
 
 impl ModelServer {
     pub async fn start(document: Value) -> Self {
-        Self::at(&nowhere().await, document).await
+        Self::at(&reserved_address(), document).await
     }
 
     /// With TLS.
     pub async fn secure(document: Value, certs: &Certs) -> Self {
-        Self::over(&nowhere().await, document, Some(certs.acceptor())).await
+        Self::over(&reserved_address(), document, Some(certs.acceptor())).await
     }
 
-    /// At an address that is free.
+    /// At a reserved address.
     pub async fn at(address: &str, document: Value) -> Self {
         Self::over(address, document, None).await
     }
 
     async fn over(address: &str, document: Value, acceptor: Option<TlsAcceptor>) -> Self {
         let scheme = if acceptor.is_some() { "https" } else { "http" };
-        let listener = TcpListener::bind(address).await.expect("nobody has the port");
+        let listener = TcpListener::bind(address).await.expect("the port is reserved");
         let answer = (200, document.to_string());
         let state = Arc::new(Mutex::new(State { answer, heads: Vec::new() }));
         let shared = state.clone();

@@ -9,7 +9,7 @@ use sqlx::{Connection, Executor};
 use tempfile::TempDir;
 
 use super::eventually;
-use super::redis::Redis;
+use super::ports::reserved_port;
 
 /// A PostgreSQL server with a new cluster, on a free port.
 pub struct PostgresServer {
@@ -52,7 +52,7 @@ impl PostgresServer {
             .output()
             .expect("initdb runs");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let mut server = PostgresServer { child: None, folder, port: Redis::free_port() };
+        let mut server = PostgresServer { child: None, folder, port: reserved_port() };
         server.again().await;
         server
     }

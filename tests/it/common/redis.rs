@@ -1,4 +1,4 @@
-//! A real redis-server for one test: on a free port and a unix socket, to be killed, stopped and started
+//! A real redis-server for one test: on a reserved port and a unix socket, to be killed, stopped and started
 //! anew.
 
 use std::ffi::OsString;
@@ -8,6 +8,7 @@ use redis::{AsyncConnectionConfig, Value};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::ports::reserved_port;
 use super::{PATIENCE, eventually};
 
 /// Names another program than `redis-server`, such as Valkey's.
@@ -28,16 +29,10 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// A port that is free at the moment.
-    pub fn free_port() -> u16 {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port is there");
-        listener.local_addr().expect("a listener has an address").port()
-    }
-
     /// With further arguments of redis-server's; answers when it takes commands.
     pub async fn start(arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let port = Self::free_port();
+        let port = reserved_port();
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         let given = arguments.iter().position(|argument| argument == "--requirepass");
         let password = given.map(|at| arguments[at + 1].clone());
@@ -132,7 +127,7 @@ impl Redis {
 
     /// Makes it a replica of a master that does not exist: it has what it had, and accepts no writes.
     pub async fn set_read_only(&self) {
-        let nowhere = Self::free_port().to_string();
+        let nowhere = reserved_port().to_string();
         self.ask(&["REPLICAOF", "127.0.0.1", &nowhere]).await;
     }
 

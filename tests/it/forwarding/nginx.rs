@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::common::body::{Place, assert_arrived, chat, events, padded, stream};
+use crate::common::ports::reserved_address;
 use crate::common::process::{Process, Setup};
 use crate::common::raw::Raw;
-use crate::common::redis::Redis;
 use crate::common::wire::{self, Answer, CHUNKED, JSON, Wire, chunk, get, head, post, request};
 use crate::common::{
     Balancer, EngineServer, InjectedFault, config, engine, eventually, paced, upstream, upstreams,
@@ -79,7 +79,7 @@ impl Nginx {
     /// Before these two; answers when it takes connections.
     async fn before(balancers: [&str; 2]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let address = format!("127.0.0.1:{}", Redis::free_port());
+        let address = reserved_address();
         let file = folder.path().join("nginx.conf");
         std::fs::write(&file, adapted(folder.path(), &address, balancers))
             .expect("the folder can be written");
@@ -374,7 +374,7 @@ async fn a_429_passes_unchanged_and_ejects_no_balancer() {
 async fn nginx_is_healthy_while_one_balancer_is() {
     let engine = engine(Default::default()).await;
     let well = Balancer::over([&engine]).await;
-    let gone = format!("http://127.0.0.1:{}", Redis::free_port());
+    let gone = format!("http://{}", reserved_address());
     let without = Balancer::start(config(vec![upstream(&gone)])).await;
     without.ask(get("/health")).await.expect(503);
     let nginx = Nginx::before([without.address(), well.address()]).await;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::ledger::{Ledger, MetricsPage};
 use super::{CHAT, labelled, named};
 use crate::common::body::stream;
-use crate::common::model_server::{ModelServer, document, nowhere, source};
+use crate::common::model_server::{ModelServer, document, source};
+use crate::common::ports::reserved_address;
 use crate::common::redis::Redis;
 use crate::common::wire::{Wire, post};
 use crate::common::{Balancer, Options, admin, direct, engine, engines, eventually, paced};
@@ -102,7 +103,7 @@ pub async fn engine_load(ledger: &mut Ledger) {
 pub async fn process(ledger: &mut Ledger) {
     let engines = engines(1).await;
     let mut config = named(&engines);
-    let address = nowhere().await;
+    let address = reserved_address();
     config.sources = vec![source(&address)];
     let file = Arc::new(Mutex::new(Ok(config.clone())));
     let read = file.clone();

@@ -19,7 +19,7 @@ fn says(engine: &EngineServer, model: Value) -> Value {
 /// What its engines serve by then is nowhere in the file: the clients' `sim` is a name of a route.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_server_that_comes_back_with_another_model_goes_on_working() {
-    let address = nowhere().await;
+    let address = reserved_address();
     let engines = [serving(&["first"]).await, serving(&["second"]).await, serving(&["third"]).await];
     let mut config = asking([source(&address)]);
     config.routes = routes("sim");

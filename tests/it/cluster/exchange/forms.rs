@@ -6,6 +6,7 @@ use std::path::Path;
 use super::board::{Board, settings};
 use crate::common::certs::Certs;
 use crate::common::eventually;
+use crate::common::ports::reserved_port;
 use crate::common::redis::Redis;
 use vllm_lb::config::secret::Secret;
 use vllm_lb::config::types::{RedisTls, SentinelAccess};
@@ -54,7 +55,9 @@ async fn a_key_prefix_separates_deployments() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster() {
-    let redis = Redis::start(&["--cluster-enabled", "yes"]).await;
+    // By default it is the port of Redis plus 10,000, which is more than there are for a high port.
+    let port_of_nodes = reserved_port().to_string();
+    let redis = Redis::start(&["--cluster-enabled", "yes", "--cluster-port", &port_of_nodes]).await;
     redis.ask(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
     eventually("the cluster is up", async || {
         format!("{:?}", redis.ask(&["CLUSTER", "INFO"]).await).contains("cluster_state:ok").then_some(())
@@ -128,7 +131,7 @@ async fn certificates_of_the_balancer() {
     let (certs, others) = (Certs::new(), Certs::new());
     let files = certs.listen();
     let (certificate, key) = (shown(&files.certificate), shown(&files.key));
-    let (ca, port) = (shown(&certs.authority()), Redis::free_port().to_string());
+    let (ca, port) = (shown(&certs.authority()), reserved_port().to_string());
     let tls = ["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
     let client = ["--tls-ca-cert-file", &ca, "--tls-auth-clients", "yes"];
     let _redis = Redis::start(&[&tls[..], &client[..]].concat()).await;
