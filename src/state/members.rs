@@ -50,7 +50,7 @@ pub struct MemberText {
 pub struct UnwrittenMembers {
     /// The records that this balancer has changed.
     pub changed: HashMap<String, MemberText>,
-    /// The records that the list lacks, when it was lost.
+    /// The other records that the list lacks, when it was lost.
     pub lost: HashMap<String, MemberText>,
     /// The names of expired records.
     pub expired: Vec<String>,
@@ -271,12 +271,13 @@ impl Members {
         self.state().mark.as_deref() == mark
     }
 
-    /// Returns what the shared list lacks; all records where the list was `lost`.
+    /// Returns what the shared list lacks; all records where the list was `lost`, each of them once: a user
+    /// that may restore records and not write changes must not write a change as a restored record.
     pub fn unwritten(&self, lost: bool) -> UnwrittenMembers {
         let state = self.state();
         let text = |name: &String| Some((name.clone(), state.all.get(name)?.clone()));
         let mut lost = if lost { state.all.clone() } else { HashMap::new() };
-        lost.retain(|_, text| text.is_restorable());
+        lost.retain(|name, text| text.is_restorable() && !state.unwritten.contains(name));
         UnwrittenMembers {
             changed: state.unwritten.iter().filter_map(text).collect(),
             lost,

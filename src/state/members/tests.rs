@@ -49,6 +49,18 @@ fn expires_removals_after_seven_days_and_no_other_change() {
     assert!(!members.has_unwritten());
 }
 
+/// Regression: the command that restores a lost record wrote a change, too, for which the user of this
+/// balancer had no permission.
+#[test]
+fn a_change_is_not_restored_as_a_lost_record() {
+    let members = Members::default();
+    merge(&members, &[pair("known", days_ago(1), DRAINED)]);
+    assert!(members.put("changed", DRAINED.into()));
+    let unwritten = members.unwritten(true);
+    assert_eq!(unwritten.changed.keys().collect::<Vec<_>>(), ["changed"]);
+    assert_eq!(unwritten.lost.keys().collect::<Vec<_>>(), ["known"]);
+}
+
 #[test]
 fn an_older_state_does_not_bring_an_expired_name_back() {
     let members = Members::default();
