@@ -64,6 +64,16 @@ async fn too_late(balancer: &Balancer) -> usize {
     balancer.metric("vllm_lb_exchange_lost_total{what=\"lookup\"}").await as usize
 }
 
+/// The answer to a request for which Redis was in time: sent again when it was too late.
+async fn in_time(balancer: &Balancer, request: impl AsRef<[u8]>) -> Answer {
+    eventually("Redis is in time", async || {
+        let before = too_late(balancer).await;
+        let answer = balancer.ask(&request).await;
+        (too_late(balancer).await == before).then_some(answer)
+    })
+    .await
+}
+
 /// One conversation: where it is, and its last response.
 struct Conversation {
     number: usize,
