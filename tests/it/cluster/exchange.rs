@@ -58,10 +58,14 @@ async fn a_published_event_reaches_all_siblings() {
     assert_eq!(b.exchange.lookup(Binding::Session, "s 1").await, found("u2"));
     assert_eq!(b.exchange.lookup(Binding::Response, "resp_1").await, found("u1"));
     assert_eq!(b.exchange.lookup(Binding::Response, "s 1").await, None);
-    let rows = c.exchange.rows();
-    let names: Vec<(&str, &str)> = rows.iter().map(|row| (row.name.as_str(), row.address.as_str())).collect();
-    assert_eq!(names, [("a", "a:8000"), ("b", "b:8000")]);
-    assert!(rows.iter().all(|row| row.age < Duration::from_secs(1)));
+    eventually("all reports are new", async || {
+        let rows = c.exchange.rows();
+        let names: Vec<(&str, &str)> =
+            rows.iter().map(|row| (row.name.as_str(), row.address.as_str())).collect();
+        assert_eq!(names, [("a", "a:8000"), ("b", "b:8000")]);
+        rows.iter().all(|row| row.age < Duration::from_secs(1)).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
