@@ -214,6 +214,13 @@ impl Balancer {
         .await;
     }
 
+    /// Waits until all requests have ended in all respects. The lease of a request ends before its record is
+    /// written, and that before it is no longer in flight.
+    pub async fn until_recorded(&self) {
+        self.until_idle().await;
+        self.until_metric("vllm_lb_in_flight", 0.0).await;
+    }
+
     pub async fn until_active(&self, count: u64) {
         eventually(&format!("{count} requests are in flight"), async || {
             (self.loads().iter().map(|load| load.active).sum::<u64>() == count).then_some(())

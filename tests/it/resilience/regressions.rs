@@ -78,12 +78,11 @@ async fn failures_on_pooled_connections_were_not_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_timed_out_in_the_queue_got_no_answer() {
-    let engine = engine(Options::default()).await;
-    let mut config = config(upstreams([&engine]));
+    // It is full, and is left alone for much longer than requests may take.
+    let full = Raw::start("HTTP/1.1 503 X\r\nretry-after: 60\r\ncontent-length: 2\r\n\r\n{}").await;
+    let mut config = config(vec![full.upstream()]);
     config.timeouts.total = Some(Duration::from_millis(300));
     let balancer = Balancer::ready(config).await;
-    // The engine says that it is full, and is left alone for a second.
-    engine.set_fault_for(1, InjectedFault::Status { status: 503, body: "{}".into() }).await;
     balancer.ask(post(CHAT, chat("sim"))).await.expect(503);
     let late = balancer.ask(post(CHAT, chat("sim"))).await.expect(504);
     assert_eq!(late.json()["error"]["type"], "Gateway Timeout");
@@ -264,7 +263,7 @@ async fn a_prompt_rejected_in_a_stream_was_indexed() {
     engine.set_fault_for(1, InjectedFault::ErrorEvent { status: 400 }).await;
     for (outcome, held) in [("client_error", false), ("ok", true)] {
         balancer.ask(post(CHAT, &body)).await.expect(200);
-        balancer.until_idle().await;
+        balancer.until_recorded().await;
         let page = balancer.admin(get("/metrics")).await.expect(200);
         assert!(page.text().contains(&format!("outcome=\"{outcome}\"")), "{}", page.text());
         assert_eq!(balancer.metric("vllm_lb_index_pairs").await > 0.0, held, "{outcome}");

@@ -82,7 +82,7 @@ async fn a_forecast_is_shown_wherever_a_request_is() {
     assert!((4_000..5_200).contains(&millis), "{millis}");
     let whole = completion(6, 10).replace("true", "false");
     balancer.ask(post(COMPLETIONS, whole)).await.expect(200);
-    balancer.until_idle().await;
+    balancer.until_recorded().await;
     assert_eq!(balancer.metric(count).await, before + 1.0, "an answer as a whole is not compared");
     assert_eq!(balancer.metric("vllm_lb_forecast_error_seconds_count").await, before + 1.0);
     let error = balancer.metric("vllm_lb_forecast_error_seconds_sum").await;

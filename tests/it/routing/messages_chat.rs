@@ -291,7 +291,7 @@ async fn tokens_stand_on_the_message_and_in_the_trace_and_are_counted() {
     let told = events(&balancer.ask(ask(true)).await.expect(200));
     let delta = told.iter().find(|event| event["type"] == "message_delta").expect("is told");
     assert_eq!(delta["delta"]["generation_token_ids"], ids);
-    balancer.until_idle().await;
+    balancer.until_recorded().await;
     balancer.admin(post("/admin/flush", "")).await.expect(200);
     let found = balancer.admin(get("/sessions/s/traces")).await.expect(200).json();
     let found = found.as_array().expect("a list");

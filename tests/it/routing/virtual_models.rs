@@ -268,7 +268,7 @@ async fn an_overflow_keeps_the_connection_and_names_its_upstream() {
             assert_eq!(answer.headers["x-vllm-lb-attempts"], "1");
         }
     }
-    balancer.until_idle().await;
+    balancer.until_recorded().await;
     let page = balancer.admin(get("/metrics")).await.expect(200);
     let ok = page.text().lines().find(|line| line.contains(r#"outcome="ok""#)).map(str::to_string);
     assert!(ok.as_ref().is_some_and(|line| line.ends_with(" 4")), "{ok:?}");

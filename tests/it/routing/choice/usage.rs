@@ -102,7 +102,7 @@ async fn predicted_hits_match_reported_ones() {
         prompts += answer.json()["usage"]["prompt_tokens"].as_u64().unwrap_or(0);
         messages.push(json!({"role": "assistant", "content": text}));
     }
-    balancer.until_idle().await;
+    balancer.until_recorded().await;
     let hits: u64 = engines.iter().map(|engine| engine.stats().prefix_hits).sum();
     assert_eq!(reported, hits);
     assert_eq!(balancer.metric("vllm_lb_cache_reported_tokens_total").await, hits as f64);
@@ -122,7 +122,7 @@ async fn unreported_cached_tokens_are_not_counted() {
         let body = chat_of(&words(1, 3_000)).to_string();
         balancer.ask(post(CHAT, body)).await.expect(200);
     }
-    balancer.until_idle().await;
+    balancer.until_recorded().await;
     for name in ["predicted_tokens", "reported_tokens", "trimmed"] {
         assert_eq!(balancer.metric(&format!("vllm_lb_cache_{name}_total")).await, 0.0, "{name}");
     }
@@ -168,7 +168,7 @@ async fn an_engine_that_reports_only_hits_is_compared_with_its_misses_as_well() 
             assert_eq!(answer["usage"]["prompt_tokens_details"], Value::Null, "{round}");
         }
     }
-    balancer.until_idle().await;
+    balancer.until_recorded().await;
     let predicted = balancer.metric("vllm_lb_cache_predicted_tokens_total").await;
     let reported = balancer.metric("vllm_lb_cache_reported_tokens_total").await;
     assert!(predicted > 10.0 * reported && reported > 2_900.0, "{predicted} and {reported}");
