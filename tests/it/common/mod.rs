@@ -25,6 +25,7 @@ pub mod redis;
 pub mod sentinel;
 pub mod shapes;
 pub mod slow_link;
+pub mod staged;
 pub mod wire;
 
 use std::time::Duration;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::common::body::{Place, chat, events, normal, padded, stream};
 use crate::common::h2::{self, H2};
 use crate::common::raw::Raw;
+use crate::common::staged::Staged;
 use crate::common::wire::{self, Answer, CHUNKED, JSON, Wire, chunk, head, post};
 use crate::common::{
     Balancer, EngineServer, InjectedFault, config, direct, engine, engines, eventually, paced, serving,
@@ -22,13 +23,6 @@ const RESPONSES: &str = "/v1/responses";
 
 /// So slow that a stream never ends while its test runs.
 const ENDLESS: Duration = Duration::from_millis(50);
-
-/// Reads events one by one; a piece that holds several is an error.
-async fn next_event(client: &mut Wire, framing: &mut wire::Framing) -> Bytes {
-    let piece = client.piece(framing).await.expect("the stream goes on").expect("and has not ended");
-    assert_eq!(events(&piece).len(), 1, "{piece:?}");
-    piece
-}
 
 // === as they are made ===
 
@@ -75,24 +69,28 @@ async fn http2_clients_get_each_event_before_the_next_is_made() {
     balancer.until_idle().await;
 }
 
-/// With time between them, events also come one by one: nothing gathers them.
+/// Each event is made once the client has the one before: nothing gathers events, or holds one back.
 #[tokio::test(flavor = "multi_thread")]
 async fn events_with_time_between_them_come_one_by_one() {
-    let engine = paced(ENDLESS).await;
-    let balancer = Balancer::over([&engine]).await;
+    let upstream = Staged::start().await;
+    let balancer = Balancer::ready(config(vec![upstream.upstream()])).await;
     let mut client = balancer.client().await;
     client.send(post(CHAT, stream("sim", 1_000))).await;
-    let mut framing = client.head().await.framing;
-    // The first chunk tells the role, and the first token comes right behind it.
-    let first = client.piece(&mut framing).await.expect("the stream goes on").expect("and has not ended");
-    assert!((1..=2).contains(&events(&first).len()));
-    for _ in 0..10 {
-        let before = engine.stats().generation_tokens;
-        let event = next_event(&mut client, &mut framing).await;
-        assert!(engine.stats().generation_tokens >= before && event.starts_with(b"data: {"));
+    upstream.begins();
+    let mut framing = None;
+    for number in 0..12 {
+        let event = format!("data: {{\"choices\":[],\"number\":{number}}}\n\n");
+        upstream.chunk(&event);
+        let framing = match &mut framing {
+            Some(framing) => framing,
+            // The head waits for the first event.
+            None => framing.insert(client.head().await.framing),
+        };
+        let piece = client.piece(framing).await.expect("the stream goes on").expect("and has not ended");
+        assert_eq!(piece, event);
     }
-    drop(client);
-    engine.wait_until("the engine is free", |stats| stats.running == 0).await;
+    upstream.chunk("");
+    balancer.until_idle().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -408,7 +406,10 @@ async fn an_upstream_that_cannot_be_reached_is_a_bad_gateway() {
             for path in [CHAT, MESSAGES] {
                 for by_http2 in [false, true] {
                     let engine = engine(Default::default()).await;
-                    let balancer = steadfast(&engine).await;
+                    let mut config = config(upstreams([&engine]));
+                    // A probe must not find the failure before the request does.
+                    config.health.interval = Duration::from_secs(3600);
+                    let balancer = Balancer::ready(config).await;
                     engine.set_fault(fault.clone()).await;
                     let answer = if by_http2 {
                         let mut client = H2::connect(balancer.address()).await;

@@ -11,7 +11,6 @@ mod learning;
 mod long_bodies;
 mod prefill;
 mod sessions;
-mod staged;
 mod usage;
 
 use crate::common::dice::Dice;

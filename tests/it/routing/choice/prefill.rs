@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::staged::Staged;
 use super::{CHAT, COMPLETIONS, MESSAGES, RESPONSES, chat_of, pending, telling, words};
+use crate::common::staged::Staged;
 use crate::common::wire::{CHUNKED, Framing, JSON, Wire, head, post};
 use crate::common::{Balancer, InjectedFault, config, engines, eventually, upstreams};
 

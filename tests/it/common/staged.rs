@@ -8,7 +8,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 use vllm_lb::config::types::UpstreamConfig;
 
-use crate::common::{names, upstream};
+use super::{names, upstream};
 
 pub struct Staged {
     address: String,
