@@ -47,13 +47,14 @@ async fn a_viewer_sees_changes_and_is_no_request_in_flight() {
     assert_eq!((&first["totals"]["requests"], &first["totals"]["in_flight"]), (&0.into(), &0.into()));
     assert_eq!(balancer.gauge("vllm_lb_in_flight"), 0, "a viewer is no request of a client");
     balancer.ask(wire::post("/v1/completions", r#"{"model": "m", "prompt": "a"}"#)).await.expect(200);
-    let mut decisions = 0;
-    let mut seen = Value::Null;
-    for _ in 0..3 {
-        seen = next_event(&mut viewer).await;
+    let (mut decisions, mut later) = (0, 0);
+    // Events from before the request may still be on the way.
+    while later < 3 {
+        let seen = next_event(&mut viewer).await;
         decisions += seen["decisions"].as_array().expect("is a list").len();
+        later += usize::from(seen["totals"]["requests"] == 1);
     }
-    assert_eq!((&seen["totals"]["requests"], decisions), (&1.into(), 1), "a choice is shown once");
+    assert_eq!(decisions, 1, "a choice is shown once");
     drop(viewer);
     balancer.stop().await;
 }
