@@ -271,6 +271,11 @@ impl Members {
         self.state().mark.as_deref() == mark
     }
 
+    /// Whether a shared list was read.
+    pub fn was_read(&self) -> bool {
+        self.state().mark.is_some()
+    }
+
     /// Returns what the shared list lacks; all records where the list was `lost`, each of them once: a user
     /// that may restore records and not write changes must not write a change as a restored record.
     pub fn unwritten(&self, lost: bool) -> UnwrittenMembers {
@@ -356,8 +361,12 @@ impl MembersState {
             None => known.is_restorable(),
         };
         unwritten.extend(all.iter().filter(is_older).map(|(name, _)| name.clone()));
+        // A change that could not be written ends with a newer one by a sibling, which takes its place.
         for name in unwritten.iter() {
-            read.extend(all.get(name).map(|text| (name.clone(), text.clone())));
+            let Some(known) = all.get(name) else { continue };
+            if read.get(name).is_none_or(|read| read.revision <= known.revision) {
+                read.insert(name.clone(), known.clone());
+            }
         }
         let changed = *all != read;
         *all = read;

@@ -114,6 +114,20 @@ fn a_change_replaces_one_by_a_balancer_whose_clock_is_ahead() {
     assert_eq!((other.get("a").as_deref(), other.has_unwritten()), (Some("{}"), false));
 }
 
+/// As at a balancer that may not write the list.
+#[test]
+fn an_unwritten_change_ends_with_a_newer_one_of_a_sibling() {
+    let members = Members::default();
+    assert!(members.put("a", DRAINED.into()) && members.put("b", DRAINED.into()));
+    let own = members.revisions()["a"].revision;
+    assert!(!merge(&members, &[pair("a", own - 1, "{}")]).changed);
+    assert!(merge(&members, &[pair("a", own + 1, "{}")]).changed);
+    assert_eq!((members.get("a"), members.get("b")), (Some("{}".into()), Some(DRAINED.into())));
+    let unwritten = members.unwritten(false).changed;
+    assert_eq!(unwritten["a"], MemberText { revision: own + 1, text: "{}".into() });
+    assert_eq!(unwritten["b"].text, DRAINED);
+}
+
 #[test]
 fn a_list_that_was_read_in_part_loses_no_names() {
     let members = Members::default();

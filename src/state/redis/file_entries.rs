@@ -42,7 +42,8 @@ impl SiblingExchange {
         stored: &mut StoredEntries,
         link: &mut RedisLink,
     ) -> Result<(), RedisFailure> {
-        let is_due = !stored.is_compared && self.list_access().is_granted();
+        let is_read = self.list_access().is_granted() || self.members.was_read();
+        let is_due = !stored.is_compared && is_read;
         let Some(key) = self.keys.file.as_ref().filter(|_| is_due) else { return Ok(()) };
         let before = match link.call(redis::cmd("GET").arg(key), COMMAND_TIMEOUT).await {
             // The key of another program is replaced by the entries.

@@ -6,8 +6,10 @@
 //! unreachable are written later, and lost records are restored by a balancer that still has them. Texts that
 //! no balancer wrote are applied where they can be, and are not restored.
 //!
-//! Where the user of this balancer lacks a permission for the list, all else is shared: the changes made here
-//! wait, and the list is tried again from time to time.
+//! Where Redis accepts no writes of the list, since the user of this balancer lacks a permission or Redis
+//! is full, the list is still read: the changes made here wait and apply here, until a sibling makes a
+//! newer one. Without a permission to read, nothing of the list is shared. What was not permitted is tried
+//! again from time to time.
 
 use std::time::{Duration, Instant};
 
@@ -17,9 +19,8 @@ use super::connect::{COMMAND_TIMEOUT, RedisLink};
 use super::failure::{RedisFailure, RedisFailureKind};
 use super::publisher::Publisher;
 use super::{RedisKeys, SiblingExchange, now, reply};
-use crate::observe::Observer;
 use crate::state::exchange::OutboxEvent;
-use crate::state::members::{ListedMembers, MAX_MEMBERS, Members, UnwrittenMembers};
+use crate::state::members::{ListedMembers, MAX_MEMBERS, UnwrittenMembers};
 
 /// The number of names that one command reads, about.
 const LIST_PAGE_NAMES: usize = 1_000;
@@ -30,7 +31,7 @@ const MAX_LISTED_NAMES: usize = 2 * MAX_MEMBERS;
 /// The largest size of the list that is read, in bytes.
 const MAX_LISTED_BYTES: usize = 64 << 20;
 
-/// The pause before the list is tried again for which a permission was missing.
+/// The pause before a command on the list is tried again for which a permission was missing.
 const DENIED_LIST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Whether this balancer shares the list, as far as it has seen.
@@ -41,17 +42,34 @@ pub(super) enum ListAccess {
     Unknown,
     /// The list was read, and has the changes of this balancer.
     Granted,
-    /// The user of this balancer lacks a permission, as a command has shown.
+    /// The list was read. The user of this balancer lacks a permission to write to it, as a command has
+    /// shown.
+    ReadOnly { at: Instant },
+    /// The user of this balancer lacks a permission to read the list, as a command has shown.
     Denied { at: Instant },
 }
 
 /// The result of one round.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Synced {
     /// The list has changed.
     changed: bool,
+    /// The result of writing the records of this balancer.
+    writes: ListWrites,
+}
+
+/// The result of writing the unwritten records.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum ListWrites {
+    /// All records were written before.
+    #[default]
+    None,
     /// Records were written, of which siblings must be notified.
-    written: bool,
+    Accepted,
+    /// Redis has not accepted the records, which wait.
+    Refused(RedisFailure),
+    /// The pause after a refusal is not over; the records wait.
+    Paused,
 }
 
 // === impl ListAccess ===
@@ -62,87 +80,143 @@ impl ListAccess {
         self == ListAccess::Granted
     }
 
-    fn was_denied_lately(self, now: Instant) -> bool {
-        match self {
-            ListAccess::Denied { at } => now.saturating_duration_since(at) < DENIED_LIST_PAUSE,
-            _ => false,
-        }
+    fn is_denied(self) -> bool {
+        matches!(self, ListAccess::Denied { .. } | ListAccess::ReadOnly { .. })
     }
+
+    /// Whether the pause after a missing permission to read is not over.
+    fn is_reading_paused(self, now: Instant) -> bool {
+        matches!(self, ListAccess::Denied { at } if is_recent(at, now))
+    }
+
+    /// Whether the pause after a missing permission is not over.
+    fn is_writing_paused(self, now: Instant) -> bool {
+        matches!(self, ListAccess::Denied { at } | ListAccess::ReadOnly { at } if is_recent(at, now))
+    }
+}
+
+fn is_recent(denied_at: Instant, now: Instant) -> bool {
+    now.saturating_duration_since(denied_at) < DENIED_LIST_PAUSE
 }
 
 // === impl SiblingExchange ===
 
 impl SiblingExchange {
-    /// Writes and reads the list. Without a permission for that, the exchange goes on without the list.
+    /// Whether records are to be written now: without a permission, they are tried from time to time only.
+    pub(super) fn has_members_to_write(&self) -> bool {
+        self.members.has_unwritten() && !self.list_access().is_writing_paused(now())
+    }
+
+    /// Writes and reads the list. Without a permission for that, the exchange goes on with what is permitted.
+    /// Fails when Redis is full, after the list was read.
     pub(super) async fn sync_members(
         &self,
         publisher: &mut Publisher,
         link: &mut RedisLink,
     ) -> Result<(), RedisFailure> {
-        if self.list_access().was_denied_lately(now()) {
+        if self.list_access().is_reading_paused(now()) {
             return Ok(());
         }
         let mark = publisher.next_mark(self.id);
-        let synced = match sync(&self.members, link, &self.keys, &mark, &self.observer).await {
+        let synced = match self.sync_list(&mark, link).await {
             Err(failure) if failure.kind == RedisFailureKind::NotPermitted => {
-                self.deny_list(&failure);
+                self.deny_list(ListAccess::Denied { at: now() }, &failure);
                 return Ok(());
             }
             synced => synced?,
         };
-        self.grant_list();
+        let is_written = synced.writes == ListWrites::Accepted;
         // Own changes are applied too: that changes nothing, and the list then has the stored records.
-        if synced.changed || synced.written {
+        if synced.changed || is_written {
             self.apply_members();
         }
-        if synced.written {
+        if is_written {
             self.outbox.put(OutboxEvent::Members);
+        }
+        match synced.writes {
+            ListWrites::None | ListWrites::Accepted => self.grant_list(),
+            ListWrites::Paused => {}
+            ListWrites::Refused(failure) if failure.is_full() => return Err(failure),
+            ListWrites::Refused(failure) => self.deny_list(ListAccess::ReadOnly { at: now() }, &failure),
         }
         Ok(())
     }
 
     /// Records that a permission for the list is missing.
-    fn deny_list(&self, failure: &RedisFailure) {
-        let before = std::mem::replace(&mut *self.list_access(), ListAccess::Denied { at: now() });
-        let first = !matches!(before, ListAccess::Denied { .. });
-        self.observer.members_denied(failure.cause, &failure.text, first);
+    fn deny_list(&self, access: ListAccess, failure: &RedisFailure) {
+        let before = std::mem::replace(&mut *self.list_access(), access);
+        self.observer.members_denied(failure.cause, &failure.text, !before.is_denied());
     }
 
-    /// Records that the list was read and written.
+    /// Records that the list was read, and has the changes of this balancer.
     fn grant_list(&self) {
         let before = std::mem::replace(&mut *self.list_access(), ListAccess::Granted);
-        self.observer.members_shared(matches!(before, ListAccess::Denied { .. }));
+        self.observer.members_shared(before.is_denied());
     }
-}
 
-/// Writes the unwritten records, with `mark` as the new mark, and reads the list when the stored mark
-/// differs.
-async fn sync(
-    members: &Members,
-    link: &mut RedisLink,
-    keys: &RedisKeys,
-    mark: &str,
-    observer: &Observer,
-) -> Result<Synced, RedisFailure> {
-    members.expire();
-    let stored_mark = reply::text(&link.call(redis::cmd("GET").arg(&keys.mark), COMMAND_TIMEOUT).await?);
-    let unwritten = members.unwritten(stored_mark.is_none());
-    let writes = writes(&unwritten, keys, mark);
-    let written = writes.is_some();
-    if let Some(writes) = writes {
-        link.pipe(&writes).await?;
-    } else if members.is_read(stored_mark.as_deref()) {
-        return Ok(Synced::default());
+    /// Writes the unwritten records, with `mark` as the new mark, and reads the list when the stored mark
+    /// differs.
+    async fn sync_list(&self, mark: &str, link: &mut RedisLink) -> Result<Synced, RedisFailure> {
+        let (members, keys) = (&self.members, &self.keys);
+        members.expire();
+        let stored_mark = reply::text(&link.call(redis::cmd("GET").arg(&keys.mark), COMMAND_TIMEOUT).await?);
+        let unwritten = members.unwritten(stored_mark.is_none());
+        let writes = self.write_list(&unwritten, mark, link).await?;
+        let is_current = match writes {
+            ListWrites::Accepted => false,
+            ListWrites::None => members.is_read(stored_mark.as_deref()),
+            // A list without a mark is lost: there is nothing to read before it can be restored.
+            ListWrites::Refused(_) | ListWrites::Paused => {
+                stored_mark.is_none() || members.is_read(stored_mark.as_deref())
+            }
+        };
+        if is_current {
+            return Ok(Synced { changed: false, writes });
+        }
+        // The mark first: a change during the read makes another mark, with which the list is read again.
+        let read_mark = reply::text(&link.call(redis::cmd("GET").arg(&keys.mark), COMMAND_TIMEOUT).await?);
+        let list = read_list(&keys.members, link).await?;
+        let count = list.count;
+        let written = if writes == ListWrites::Accepted { unwritten } else { UnwrittenMembers::default() };
+        let merged = members.merge(read_mark, list, &written);
+        if merged.is_overfull {
+            self.observer.members_overfull(count, MAX_MEMBERS);
+        }
+        Ok(Synced { changed: merged.changed, writes })
     }
-    // The mark first: a change during the read makes another mark, with which the list is read again.
-    let read_mark = reply::text(&link.call(redis::cmd("GET").arg(&keys.mark), COMMAND_TIMEOUT).await?);
-    let list = read_list(&keys.members, link).await?;
-    let count = list.count;
-    let merged = members.merge(read_mark, list, &unwritten);
-    if merged.is_overfull {
-        observer.members_overfull(count, MAX_MEMBERS);
+
+    /// Writes the records with a new mark, unless writing has to wait.
+    async fn write_list(
+        &self,
+        unwritten: &UnwrittenMembers,
+        mark: &str,
+        link: &mut RedisLink,
+    ) -> Result<ListWrites, RedisFailure> {
+        let access = *self.list_access();
+        let mut writes = writes(unwritten, &self.keys);
+        if writes.is_empty() {
+            return Ok(ListWrites::None);
+        }
+        if access.is_writing_paused(now()) {
+            return Ok(ListWrites::Paused);
+        }
+        let mut marks = Pipeline::new();
+        // A mark that follows writes that Redis rejects lets all siblings read the list for nothing.
+        let mark_writes = if access.is_denied() { &mut marks } else { &mut writes };
+        mark_writes.cmd("SET").arg(&self.keys.mark).arg(mark).ignore();
+        let mut written = link.pipe(&writes).await;
+        if written.is_ok() && !marks.is_empty() {
+            written = link.pipe(&marks).await;
+        }
+        match written {
+            Ok(_) => Ok(ListWrites::Accepted),
+            // Some of the commands may have succeeded. All are repeated later, with the same records.
+            Err(failure) if failure.is_full() || failure.kind == RedisFailureKind::NotPermitted => {
+                Ok(ListWrites::Refused(failure))
+            }
+            Err(failure) => Err(failure),
+        }
     }
-    Ok(Synced { changed: merged.changed, written })
 }
 
 /// Reads the list page by page, up to the limits of its names and bytes.
@@ -166,7 +240,7 @@ async fn read_list(key: &str, link: &mut RedisLink) -> Result<ListedMembers, Red
 }
 
 /// Builds the commands that write the records.
-fn writes(unwritten: &UnwrittenMembers, keys: &RedisKeys, mark: &str) -> Option<Pipeline> {
+fn writes(unwritten: &UnwrittenMembers, keys: &RedisKeys) -> Pipeline {
     let mut writes = Pipeline::new();
     for (name, text) in &unwritten.changed {
         writes.cmd("HSET").arg(&keys.members).arg(name).arg(text.write()).ignore();
@@ -177,9 +251,5 @@ fn writes(unwritten: &UnwrittenMembers, keys: &RedisKeys, mark: &str) -> Option<
     if !unwritten.expired.is_empty() {
         writes.cmd("HDEL").arg(&keys.members).arg(&unwritten.expired).ignore();
     }
-    if writes.is_empty() {
-        return None;
-    }
-    writes.cmd("SET").arg(&keys.mark).arg(mark).ignore();
-    Some(writes)
+    writes
 }

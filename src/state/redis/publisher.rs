@@ -169,7 +169,7 @@ impl SiblingExchange {
         publisher.whole |= start.saturating_duration_since(publisher.whole_at) >= options.gauge_ttl / 3;
         let quiet =
             start.saturating_duration_since(publisher.published_at) >= options.interval * MAX_QUIET_INTERVALS;
-        if publisher.whole || self.members.has_unwritten() || self.members_changed() {
+        if publisher.whole || self.has_members_to_write() || self.members_changed() {
             self.sync_members(publisher, link).await?;
         }
         if publisher.reports.is_empty() {

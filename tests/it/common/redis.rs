@@ -89,6 +89,24 @@ impl Redis {
         }
     }
 
+    /// The number of calls of a command.
+    pub async fn calls(&self, command: &str) -> i64 {
+        self.command_count(command, "calls").await
+    }
+
+    /// The number of calls of a command that Redis has rejected, as without a permission.
+    pub async fn rejected(&self, command: &str) -> i64 {
+        self.command_count(command, "rejected_calls").await
+    }
+
+    async fn command_count(&self, command: &str, field: &str) -> i64 {
+        let Value::BulkString(stats) = self.ask(&["INFO", "commandstats"]).await else { panic!("is a text") };
+        let stats = String::from_utf8(stats).expect("is a text");
+        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:")));
+        let mut fields = line.unwrap_or_default().split(',').filter_map(|field| field.split_once('='));
+        fields.find(|(name, _)| *name == field).map_or(0, |(_, count)| count.parse().expect("is a number"))
+    }
+
     fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a process has an id");
         kill_process(pid, signal).expect("the process is there until it was waited for");

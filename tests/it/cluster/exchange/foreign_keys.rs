@@ -83,6 +83,26 @@ async fn a_foreign_key_of_the_turn_to_repair_is_renamed() {
     assert_eq!((said(RENAMED), redis.count(&["EXISTS", REPAIR]).await), (4, 0), "each key once");
 }
 
+/// Two balancers may repair at once, where another program replaces the key of the turn meanwhile: then the
+/// second one renames keys that are the balancers'. That is no more than a loss of these keys.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_key_of_the_balancers_is_made_anew() {
+    let redis = Redis::start(&[]).await;
+    let (a, b) = pair(&redis).await;
+    a.put_member("u2", "added");
+    exchange_all(&a, &b, 1).await;
+    b.until_member("u2", Some("added")).await;
+    // A balancer that ends in between leaves the mark beside a list that it has renamed.
+    for (round, key) in (2..).zip([STREAM, CHAINS, STORED, MEMBERS, MARK]) {
+        redis.ask(&["RENAME", key, &format!("{key}:aside")]).await;
+        exchange_all(&a, &b, round).await;
+    }
+    eventually("the list is whole", async || (redis.count(&["HLEN", MEMBERS]).await == 2).then_some(()))
+        .await;
+    assert_eq!(a.exchange.members(), b.exchange.members());
+    assert_eq!(said(RENAMED), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_without_a_further_id_is_renamed() {
     const LAST: &str = "18446744073709551615-18446744073709551615";
@@ -140,14 +160,9 @@ async fn a_list_of_any_length_is_read_in_pages_up_to_a_limit() {
     let known = a.exchange.members().len();
     assert!((MAX_MEMBERS / 2..=MAX_MEMBERS).contains(&known), "{known} names");
     assert!(said(&format!("names={NAMES}")) == 1);
-    let Value::BulkString(stats) = redis.ask(&["INFO", "commandstats"]).await else { panic!("is a text") };
-    let stats = String::from_utf8(stats).expect("is a text");
-    let calls = |command: &str| {
-        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-        line.and_then(|line| line.split(',').next()?.parse().ok()).unwrap_or(0)
-    };
-    assert!((2..=30).contains(&calls("hscan")), "{} pages", calls("hscan"));
-    assert_eq!(calls("hgetall"), 0);
+    let pages = redis.calls("hscan").await;
+    assert!((2..=30).contains(&pages), "{pages} pages");
+    assert_eq!(redis.calls("hgetall").await, 0);
     // Nothing that was not read is taken for lost.
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(!a.exchange.member_list().has_unwritten());

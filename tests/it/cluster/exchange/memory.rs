@@ -42,6 +42,27 @@ async fn a_redis_that_fills_up_is_trimmed_and_goes_on() {
     assert!(a.exchange.works() && b.exchange.works());
 }
 
+/// Regression: a balancer with a change that Redis had no memory for did not read the changes of siblings.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_balancer_that_starts_with_a_full_redis_reads_the_changes_of_siblings() {
+    let redis = Redis::start(&["--maxmemory-policy", "noeviction"]).await;
+    let known = Board::begun(&redis.url(), "known").await;
+    known.put_member("u1", "drained");
+    eventually("the change is written", async || {
+        (redis.count(&["EXISTS", "vllm-lb:{lb}:mark"]).await == 1).then_some(())
+    })
+    .await;
+    redis.ask(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    let late = Board::start(&redis.url(), "late");
+    late.put_member("u2", "added");
+    late.until_member("u1", Some("drained")).await;
+    assert_eq!(late.exchange.members()["u2"], "added");
+    assert!(!late.exchange.shares_members() && !known.exchange.members().contains_key("u2"));
+    redis.ask(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    known.until_member("u2", Some("added")).await;
+    eventually("late shares", async || late.exchange.shares_members().then_some(())).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn stored_responses_do_not_fill_redis() {
     let redis = Redis::start(&FULL).await;

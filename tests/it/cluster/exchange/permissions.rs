@@ -1,5 +1,7 @@
 //! Users of Redis that lack a permission: what they may do goes on.
 
+use std::time::Instant;
+
 use super::board::Board;
 use super::chain;
 use super::forms::documented_acl;
@@ -86,4 +88,61 @@ async fn a_list_that_was_never_read_is_read_when_that_is_permitted() {
     redis.ask(&["ACL", "SETUSER", "vllm-lb", "+hlen"]).await;
     late.until_member("u1", Some("drained")).await;
     assert!(late.exchange.shares_members());
+}
+
+/// Regression: a balancer that could not write a change did not read the changes of its siblings either.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_that_may_not_write_the_list_reads_it() {
+    let redis = Redis::start(&[]).await;
+    let a = Board::begun(&user_without(&redis, "hset").await, "a").await;
+    let b = Board::begun(&redis.url(), "b").await;
+    eventually("the empty list is shared", async || a.exchange.shares_members().then_some(())).await;
+    let (start, first) = (Instant::now(), redis.rejected("hset").await);
+    for name in ["u1", "u2"] {
+        a.put_member(name, "changed by a");
+    }
+    eventually("the permission is missed", async || (!a.exchange.shares_members()).then_some(())).await;
+    for name in ["u3", "u4"] {
+        b.put_member(name, "changed by b");
+        a.until_member(name, Some("changed by b")).await;
+    }
+    for name in ["u1", "u2"] {
+        a.until_member(name, Some("changed by a")).await;
+        assert!(!b.exchange.members().contains_key(name), "it waits");
+    }
+    // Without another change the list is read no more, and writing is tried from time to time only.
+    let reads = redis.calls("hscan").await;
+    for round in 1..6 {
+        share_all_else(&a, &b, round).await;
+    }
+    assert_eq!(redis.calls("hscan").await, reads);
+    let tries = redis.rejected("hset").await - first;
+    assert!(tries <= 2 * (2 + start.elapsed().as_secs() as i64 / 5), "{tries} tries of two records");
+    assert!(a.exchange.works() && !a.exchange.shares_members());
+    // The newer change of an upstream counts.
+    b.put_member("u1", "changed by b");
+    a.until_member("u1", Some("changed by b")).await;
+    assert_eq!((said(DENIED).len(), said(GRANTED).len()), (1, 0));
+    redis.ask(&["ACL", "SETUSER", "vllm-lb", "+hset"]).await;
+    b.until_member("u2", Some("changed by a")).await;
+    eventually("a shares again", async || a.exchange.shares_members().then_some(())).await;
+    assert_eq!((a.exchange.members(), said(GRANTED).len()), (b.exchange.members(), 1));
+}
+
+/// The records of this balancer cannot be written from its start on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_balancer_that_starts_with_unwritten_changes_reads_the_list_without_the_right_to_write() {
+    let redis = Redis::start(&[]).await;
+    let known = Board::begun(&redis.url(), "known").await;
+    known.put_member("u1", "drained");
+    eventually("the change is written", async || {
+        (redis.count(&["EXISTS", "vllm-lb:{lb}:mark"]).await == 1).then_some(())
+    })
+    .await;
+    let url = user_without(&redis, "hset").await;
+    let late = Board::start(&url, "late");
+    late.put_member("u2", "added");
+    late.until_member("u1", Some("drained")).await;
+    assert_eq!(late.exchange.members()["u2"], "added");
+    assert!(!late.exchange.shares_members() && !known.exchange.members().contains_key("u2"));
 }
