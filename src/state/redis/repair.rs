@@ -5,6 +5,11 @@
 //! deployment but no content of it, so it may be a mistake of the other program. So it is renamed and not
 //! deleted: to its own name with `ASIDE_SUFFIX`, which replaces what was renamed before, so that writing such
 //! keys again and again does not fill Redis. The balancers then go on as after the loss of the key.
+//!
+//! One balancer repairs at a time, but nothing relies on that. Another program can replace the key of the
+//! turn, and a second balancer then repairs too: it may rename a key that the first has just replaced, or
+//! the turn of a third. Each renamed key of the balancers is a loss of this key, with which they go on, and
+//! what the first had renamed is no longer kept. Each turn ends by itself, so no race goes on.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
