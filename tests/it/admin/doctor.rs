@@ -367,7 +367,7 @@ async fn the_doctor_names_the_balancer_that_it_found_and_drained_upstreams() {
 async fn an_admin_address_without_a_balancer_is_an_error() {
     let engines = engines(1).await;
     let balancer = Balancer::over(&engines).await;
-    let nowhere = format!("127.0.0.1:{}", Redis::free_port());
+    let nowhere = format!("127.0.0.1:{}", reserved_port());
     let public = balancer.address().to_string();
     let file = file(&format!("upstreams: ['http://{}']", direct(&engines[0])));
     let path = file.path().display().to_string();
