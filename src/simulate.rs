@@ -10,12 +10,12 @@
 //! product too: a chain is learned when it is sent, its uncached tokens are backlog until the first token,
 //! and the index holds as many blocks of each upstream as its cache.
 //!
-//! Several balancers each get a random share of the requests. Every `interval` each publishes its absolute
-//! gauges and the chains that it has sent since; its siblings receive that at once. With `None` they publish
-//! nothing. All randomness comes from the seed; the same load, setup and policy give the same row.
+//! Several balancers each get a random share of the requests, and publish what they know: see `exchange`. All
+//! randomness comes from the seed; the same load, setup and policy give the same row.
 
 mod balancer;
 mod captured;
+mod exchange;
 pub mod load;
 pub mod policy;
 pub mod report;
@@ -28,6 +28,7 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use self::balancer::{EngineView, Placed, PlacementRequest, ReplayBalancer, ReplayLoad};
+use self::exchange::{PublishedFlights, ReplayExchange};
 use self::load::Workload;
 use self::policy::ReplayPolicy;
 use self::report::{Life, ReportRow};
@@ -85,13 +86,9 @@ struct Replay<'a> {
     refused: usize,
     metrics: Vec<ScrapedMetrics>,
     scraped: f64,
-    /// The gauges that each balancer published last, and when it publishes next.
-    published: Vec<Vec<ReplayLoad>>,
-    due_at: Vec<f64>,
-    /// The sum of the gauges that the siblings of the present balancer published.
+    exchange: ReplayExchange,
+    /// The sum of the gauges that the present balancer has read of its siblings.
     others: Vec<ReplayLoad>,
-    /// The flights of each balancer that it has not published yet.
-    unpublished: Vec<Vec<usize>>,
     dice: Dice,
 }
 
@@ -120,9 +117,6 @@ impl<'a> Replay<'a> {
         let first = |(session, of): (usize, &load::ReplayConversation)| {
             Reverse(Due { at: of.start, session, turn: 0 })
         };
-        // One after the other: real balancers do not publish at the same moment.
-        let part =
-            |number: usize| setup.interval.unwrap_or(0.0) * (number + 1) as f64 / setup.balancers as f64;
         Some(Replay {
             load,
             setup,
@@ -134,10 +128,8 @@ impl<'a> Replay<'a> {
             refused: 0,
             metrics: vec![ScrapedMetrics::default(); setup.upstreams],
             scraped: 0.0,
+            exchange: ReplayExchange::new(setup.balancers, setup.upstreams, setup.interval),
             others: vec![ReplayLoad::default(); setup.upstreams],
-            published: vec![vec![ReplayLoad::default(); setup.upstreams]; setup.balancers],
-            due_at: (0..setup.balancers).map(part).collect(),
-            unpublished: vec![Vec::new(); setup.balancers],
             dice: Dice::of(setup.seed, 2),
         })
     }
@@ -208,7 +200,7 @@ impl<'a> Replay<'a> {
         let Due { at: now, session, turn } = due;
         let ask = self.placement_request(session, turn);
         let number = self.dice.between(0, self.setup.balancers - 1);
-        let age = self.receive(number, now);
+        let age = self.exchange.sum_others(number, now, &mut self.others);
         let Replay { load, engines, balancers, flights, metrics, others, .. } = self;
         let reveal = |at: usize, hits: &Hits, candidate: &mut Candidate| {
             let engine = &engines[at];
@@ -228,7 +220,6 @@ impl<'a> Replay<'a> {
         let Flight { session, turn, balancer, placed, .. } = flight;
         let (id, of) = (self.flights.len(), &self.load.sessions[session]);
         self.flights.push(flight);
-        self.unpublished[balancer].push(id);
         let request = EngineRequest {
             id: id as u64,
             prompt_tokens: of.turns[turn].prompt,
@@ -243,41 +234,21 @@ impl<'a> Replay<'a> {
             self.refused += 1;
             self.balancers[balancer].refused(placed, tokens);
         }
+        self.exchange.take_flight(balancer, id, self.balancers[balancer].gauges(), now);
         if refused || self.setup.open {
             self.next_turn(flight, now);
         }
     }
 
-    /// Sums the latest gauges of a balancer's siblings, and returns the age of the oldest of them.
-    fn receive(&mut self, number: usize, now: f64) -> f64 {
-        self.others.fill(ReplayLoad::default());
-        let Some(interval) = self.setup.interval else { return 0.0 };
-        let mut age: f64 = 0.0;
-        for sibling in (0..self.setup.balancers).filter(|sibling| *sibling != number) {
-            for (others, published) in self.others.iter_mut().zip(&self.published[sibling]) {
-                *others = others.and(*published);
-            }
-            age = age.max(now - (self.due_at[sibling] - interval));
-        }
-        age
-    }
-
-    /// Lets every balancer that is due publish its gauges and the chains that it has sent since.
+    /// Lets every balancer that is due publish, and its siblings read what has arrived.
     fn exchange(&mut self, now: f64) {
-        let Some(interval) = self.setup.interval.filter(|_| self.setup.balancers > 1) else { return };
-        for number in 0..self.setup.balancers {
-            if self.due_at[number] > now {
-                continue;
-            }
-            // The rounds in between would have published the same as the last one.
-            let rounds = ((now - self.due_at[number]) / interval).floor() + 1.0;
-            self.due_at[number] += rounds * interval;
-            self.published[number].copy_from_slice(self.balancers[number].gauges());
-            for id in std::mem::take(&mut self.unpublished[number]) {
+        self.exchange.publish_due(&self.balancers, now);
+        while let Some(PublishedFlights { balancer, flights }) = self.exchange.read_next(now) {
+            for id in flights {
                 let Flight { session, turn, placed, .. } = self.flights[id];
                 let ask = self.placement_request(session, turn);
                 let siblings =
-                    self.balancers.iter_mut().enumerate().filter(|(sibling, _)| *sibling != number);
+                    self.balancers.iter_mut().enumerate().filter(|(sibling, _)| *sibling != balancer);
                 siblings.for_each(|(_, sibling)| sibling.learn(ask, placed.upstream));
             }
         }

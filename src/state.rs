@@ -324,7 +324,7 @@ impl State {
         }
     }
 
-    /// Learns that the request is sent to this upstream.
+    /// Learns that the request is sent to this upstream, whose load it has raised.
     pub fn learn(&self, lookup: &PromptLookup, id: usize, now: Instant) -> LearnedChain {
         let before = lookup.session.and_then(|session| {
             let (now, tokens) = (self.millis(now), self.session_tokens(lookup));
@@ -337,6 +337,9 @@ impl State {
         let receipt = slot.map(|slot| self.index.learn(&lookup.chain, lookup.end, slot));
         if let Some(receipt) = &receipt {
             self.publish_chain(&lookup.chain, receipt, id);
+        }
+        if let Some(outbox) = &self.outbox {
+            outbox.request_sent();
         }
         LearnedChain { receipt, rest: None, before }
     }

@@ -236,6 +236,20 @@ fn balancers_with_an_exchange_hit_as_often_as_one() {
     assert!(shared > one - 0.02 && alone < one - 0.15, "{one} {shared} {alone}");
 }
 
+/// Regression: requests of two balancers within an interval went to one engine as often as by chance, since
+/// the first was not published before the next tick.
+#[test]
+fn a_second_balancer_knows_of_a_request_some_milliseconds_ago() {
+    let one = |number: u64| {
+        session((number / 2) as f64 + (number % 2) as f64 * 0.006, number, 0, 0, once(1000, 50))
+    };
+    let load = Workload { block: BLOCK, sessions: (0..200).map(one).collect() };
+    let replay = replayed(&load, Setup { balancers: 16, open: true, ..setup(8, 4) }, WORK);
+    let places = places(&replay);
+    let together = places.chunks(2).filter(|pair| pair[0] == pair[1]).count();
+    assert_eq!(together, 0);
+}
+
 /// The engines read three times as fast as forecasts assume at first. Caches are too small for all agents, so
 /// that some prompts are read that were believed to be held.
 #[test]

@@ -5,8 +5,10 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::AcqRel, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use super::{Binding, BindingUpdate, ChainRequest, ChainUpdate, Message, TakeBack};
 
@@ -48,6 +50,9 @@ pub struct Outbox {
     max_bytes: usize,
     pending: Mutex<PendingEvents>,
     dropped: AtomicU64,
+    /// Requests were sent to upstreams since the publisher last looked, and the waker of the publisher.
+    has_sent: AtomicBool,
+    publisher: Mutex<Option<Waker>>,
 }
 
 #[derive(Default)]
@@ -134,7 +139,13 @@ impl Default for Outbox {
 impl Outbox {
     /// Builds an outbox of at most `max_bytes`.
     pub fn new(max_bytes: usize) -> Self {
-        Outbox { max_bytes, pending: Mutex::default(), dropped: AtomicU64::new(0) }
+        Outbox {
+            max_bytes,
+            pending: Mutex::default(),
+            dropped: AtomicU64::new(0),
+            has_sent: AtomicBool::new(false),
+            publisher: Mutex::default(),
+        }
     }
 
     /// Adds an event for the next message.
@@ -150,6 +161,31 @@ impl Outbox {
         while pending.bytes > self.max_bytes && pending.pop().is_some() {
             self.dropped.fetch_add(1, Relaxed);
         }
+    }
+
+    /// Records that a request was sent, which raised the load of its upstream.
+    pub fn request_sent(&self) {
+        // Most requests find that the publisher has been woken already, and take no lock.
+        if !self.has_sent.swap(true, AcqRel)
+            && let Some(publisher) = self.publisher().take()
+        {
+            publisher.wake();
+        }
+    }
+
+    /// Waits for a request that was sent since the last call. One task may wait.
+    pub async fn wait_for_request(&self) {
+        poll_fn(|context| self.poll_request(context)).await;
+    }
+
+    fn poll_request(&self, context: &Context<'_>) -> Poll<()> {
+        // Before the look: a request that is sent in between finds the waker.
+        *self.publisher() = Some(context.waker().clone());
+        if self.has_sent.swap(false, AcqRel) { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn publisher(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.publisher.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether less than half of the bytes are in use.

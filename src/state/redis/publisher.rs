@@ -1,12 +1,15 @@
 //! Publishes urgent updates, at most once an `interval`, and a complete message at least three times in
 //! `gauge_ttl`. Chains follow behind them: see `chain_publisher`.
+//!
+//! A request that is sent after an `interval` without a message is published at once: siblings that choose in
+//! the same moment would send theirs to the same upstream. Other updates wait for the next tick.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use redis::Pipeline;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::connect::RedisLink;
 use super::failure::RedisFailure;
@@ -53,6 +56,31 @@ pub(super) struct Publisher {
 struct PublishedLoad {
     now: SiblingLoad,
     published: SiblingLoad,
+}
+
+/// The times of publishing: a tick at every interval, or a request after an interval without a message.
+struct PublishRounds {
+    tick: Interval,
+    /// The last round had nothing to publish.
+    is_quiet: bool,
+}
+
+// === impl PublishRounds ===
+
+impl PublishRounds {
+    fn new(interval: Duration) -> Self {
+        let mut tick = tokio::time::interval(interval);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        PublishRounds { tick, is_quiet: false }
+    }
+
+    /// Waits for the next round.
+    async fn next(&mut self, outbox: &Outbox) {
+        tokio::select! {
+            _ = self.tick.tick() => {}
+            () = outbox.wait_for_request(), if self.is_quiet => self.tick.reset(),
+        }
+    }
 }
 
 // === impl Publisher ===
@@ -133,11 +161,9 @@ impl SiblingExchange {
         publisher: &mut Publisher,
         link: &mut RedisLink,
     ) -> Result<std::convert::Infallible, RedisFailure> {
-        let options = &self.settings.options;
-        let mut tick = tokio::time::interval(options.interval);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rounds = PublishRounds::new(self.settings.options.interval);
         loop {
-            tick.tick().await;
+            rounds.next(&self.outbox).await;
             let mut published = self.publish_once(publisher, link).await;
             if let Err(failure) = &published
                 && self.relieve(failure, link).await?
@@ -151,18 +177,18 @@ impl SiblingExchange {
                     publisher.republish_all();
                     tokio::time::sleep(FULL_RETRY_PAUSE).await;
                 }
-                other => other?,
+                other => rounds.is_quiet = !other?,
             }
             self.chains_waiting.notify_one();
         }
     }
 
-    /// Publishes one urgent message if there is an update.
+    /// Publishes one urgent message if there is an update. Returns whether there was one.
     async fn publish_once(
         &self,
         publisher: &mut Publisher,
         link: &mut RedisLink,
-    ) -> Result<(), RedisFailure> {
+    ) -> Result<bool, RedisFailure> {
         let options = &self.settings.options;
         let start = now();
         let (changed, busy) = publisher.read_gauges(|tell| self.memory.gauges(tell));
@@ -180,7 +206,7 @@ impl SiblingExchange {
         let batch = TakenEvents::take(&self.urgent_events, MAX_EVENT_BYTES);
         let has_events = !batch.events().is_empty() || !publisher.reports.is_empty();
         if !(publisher.whole || changed || busy && quiet || has_events) {
-            return Ok(());
+            return Ok(false);
         }
         let mut message = self.message(publisher);
         let tells_of_members = batch.events().iter().any(|event| matches!(event, OutboxEvent::Members));
@@ -202,7 +228,7 @@ impl SiblingExchange {
         if self.receiving.load(Relaxed) {
             self.failures.clear(now());
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Moves the events of requests to where they wait for their messages.

@@ -159,3 +159,14 @@ fn raises_jitter_with_the_age_of_the_reports() {
         assert!((state.jitter() - jitter).abs() < 1e-9, "{age}");
     }
 }
+
+/// Also a request without a chain or a session raises the load, which siblings must see.
+#[tokio::test(start_paused = true)]
+async fn each_sent_request_wakes_the_publisher() {
+    let [(state, outbox), _] = pair();
+    for lookup in [PromptLookup::default(), lookup(&[1, 2], None), lookup(&[1, 2], Some(9))] {
+        state.learn(&lookup, 1, Instant::now());
+        tokio::time::timeout(HOUR, outbox.wait_for_request()).await.expect("a request was sent");
+    }
+    assert!(tokio::time::timeout(HOUR, outbox.wait_for_request()).await.is_err(), "no request was sent");
+}

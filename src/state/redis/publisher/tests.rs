@@ -54,3 +54,32 @@ async fn publishes_only_changed_gauges_and_all_after_a_loss() {
     publisher.republish_all();
     assert_eq!(update(&mut publisher, &[("b", 1)]), Some((true, rows(&[("b", 1)]))));
 }
+
+/// Returns the milliseconds until the next round.
+async fn next_round(rounds: &mut PublishRounds, outbox: &Outbox) -> u128 {
+    let start = now();
+    rounds.next(outbox).await;
+    now().saturating_duration_since(start).as_millis()
+}
+
+/// Requests that siblings choose for in the same interval would go to the same upstream.
+#[tokio::test(start_paused = true)]
+async fn a_request_after_an_interval_without_a_message_is_published_at_once() {
+    let outbox = Outbox::default();
+    let mut rounds = PublishRounds::new(Duration::from_millis(20));
+    assert_eq!(next_round(&mut rounds, &outbox).await, 0);
+    assert_eq!(next_round(&mut rounds, &outbox).await, 20);
+    rounds.is_quiet = true;
+    tokio::time::sleep(Duration::from_millis(7)).await;
+    outbox.request_sent();
+    assert_eq!(next_round(&mut rounds, &outbox).await, 0);
+    // At most one message in an interval.
+    rounds.is_quiet = false;
+    (0..100).for_each(|_| outbox.request_sent());
+    assert_eq!(next_round(&mut rounds, &outbox).await, 20);
+    // Without a request, the ticks come as before.
+    rounds.is_quiet = true;
+    assert_eq!(next_round(&mut rounds, &outbox).await, 0, "requests were sent");
+    assert_eq!(next_round(&mut rounds, &outbox).await, 20);
+    assert_eq!(next_round(&mut rounds, &outbox).await, 20);
+}
