@@ -137,3 +137,9 @@ def matches(expected, printed):
         else:
             pattern.append(".*".join(re.escape(part) for part in line.rstrip().split("…")) + r"[ \t\r]*\n")
     return re.fullmatch("".join(pattern), printed.strip("\n") + "\n") is not None
+
+
+def dev_tasks():
+    """The commands of `./dev`."""
+    cases = re.findall(r"^ {4}([a-z]+(?: \| [a-z]+)*)\) ", (ROOT / "dev").read_text(), re.MULTILINE)
+    return {task for case in cases for task in case.split(" | ")}

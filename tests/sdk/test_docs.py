@@ -134,7 +134,7 @@ def missing_files(page):
 
 def unknown_tasks(page):
     """Commands of `./dev`, what they take, and the groups of tests that `cargo` is to run."""
-    tasks = re.findall(r"^ {4}([a-z]+)\) ", (ROOT / "dev").read_text(), re.MULTILINE)
+    tasks = documents.dev_tasks()
     for line, text in [*page.spans(), *page.commands()]:
         for task, name in re.findall(r"(?:^|\s)\./dev ([a-z]+)(?: ([a-z]+))?", text):
             if task not in tasks or (task == "bench" and name and not (ROOT / f"benches/{name}.sh").exists()):

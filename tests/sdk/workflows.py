@@ -6,6 +6,8 @@ import subprocess
 
 import yaml
 
+import documents
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".github/workflows"
 
@@ -149,7 +151,7 @@ def unsound_scripts(workflow):
 
 def missing_programs(workflow):
     """Tasks of ./dev and files that a script names and that are not there."""
-    tasks = re.findall(r"^ {4}([a-z]+)\) ", (ROOT / "dev").read_text(), re.MULTILINE)
+    tasks = documents.dev_tasks()
     for name, _, _, script in scripts(workflow):
         for task in re.findall(r"\./dev (\S+)", script):
             if task.strip(')"') not in tasks:
