@@ -32,6 +32,9 @@ use crate::traces::record::{SessionSettings, TraceApi, TraceError, UNNAMED_SESSI
 /// The largest room for a cleaned piece that is kept for the next one.
 const MAX_KEPT_BYTES: usize = 4 << 10;
 
+/// The media type of a stream, in any case of letters.
+const EVENT_STREAM: &str = "text/event-stream";
+
 /// The decisions on a request's capture before its body is edited.
 pub(super) struct CaptureIntent {
     pub session_id: String,
@@ -177,7 +180,8 @@ impl RequestCapture {
         let kind = text(header::CONTENT_TYPE);
         let status = head.status.as_u16();
         (self.left, self.is_over) = (headers::length(&head.headers), false);
-        let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
+        let media = kind.and_then(|kind| kind.get(..EVENT_STREAM.len()));
+        let is_stream = media.is_some_and(|media| media.eq_ignore_ascii_case(EVENT_STREAM));
         self.capture.answer(status, is_stream);
         let fields = self.question.as_ref().map(|question| question.added_fields).unwrap_or_default();
         self.cleanup = plain.then(|| {

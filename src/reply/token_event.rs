@@ -4,7 +4,8 @@
 //! of any other form, such as one with an escape in its text, is left to the parser of its reader, and both
 //! read the same from it.
 //!
-//! Never: accept what is no JSON.
+//! Never: accept what is no JSON. The front of the event, up to the choices, is not read here: its reader
+//! compares it with that of an event before.
 
 use std::ops::Range;
 

@@ -362,11 +362,12 @@ impl MembersState {
         };
         unwritten.extend(all.iter().filter(is_older).map(|(name, _)| name.clone()));
         // A change that could not be written ends with a newer one by a sibling, which takes its place.
+        unwritten.retain(|name| match (all.get(name), read.get(name)) {
+            (Some(known), Some(read)) => read.revision <= known.revision,
+            _ => true,
+        });
         for name in unwritten.iter() {
-            let Some(known) = all.get(name) else { continue };
-            if read.get(name).is_none_or(|read| read.revision <= known.revision) {
-                read.insert(name.clone(), known.clone());
-            }
+            read.extend(all.get(name).map(|text| (name.clone(), text.clone())));
         }
         let changed = *all != read;
         *all = read;

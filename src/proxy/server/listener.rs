@@ -14,6 +14,9 @@ use super::certificate::ListenerCertificate;
 use crate::config::types::{Listen, ListenAddress};
 use crate::proxy::wire::Transport;
 
+/// The most connections of a backlog that may fail before a listener closes.
+const MAX_ACCEPT_FAILURES: usize = 16;
+
 /// A bound socket with its certificate, if it serves TLS.
 pub(crate) struct Listener {
     socket: BoundSocket,
@@ -129,20 +132,22 @@ impl Listener {
     }
 }
 
-/// What `accept` returns until it would block. A connection that its client has ended is skipped.
+/// What `accept` returns until it would block. A connection that has failed meanwhile is skipped.
 fn backlog<L>(
     listener: io::Result<L>,
     accept: impl Fn(&L) -> io::Result<AcceptedSocket>,
 ) -> impl Iterator<Item = AcceptedSocket> {
-    let listener = listener.ok();
+    let (listener, mut failures) = (listener.ok(), 0);
     std::iter::from_fn(move || {
-        loop {
+        while failures < MAX_ACCEPT_FAILURES {
             match accept(listener.as_ref()?) {
                 Ok(socket) => return Some(socket),
-                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                Err(_) => return None,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                // That of the connection, or a limit of open files, which stays.
+                Err(_) => failures += 1,
             }
         }
+        None
     })
 }
 

@@ -160,6 +160,12 @@ impl SiblingExchange {
         let (members, keys) = (&self.members, &self.keys);
         members.expire();
         let stored_mark = reply::text(&link.call(redis::cmd("GET").arg(&keys.mark), COMMAND_TIMEOUT).await?);
+        let mut changed = false;
+        // Redis may reject the mark of what it accepts: no record is written over one that was not read.
+        let is_denied = self.list_access().is_denied();
+        if is_denied && stored_mark.is_some() && !members.is_read(stored_mark.as_deref()) {
+            changed = self.read_shared(&UnwrittenMembers::default(), link).await?;
+        }
         let unwritten = members.unwritten(stored_mark.is_none());
         let writes = self.write_list(&unwritten, mark, link).await?;
         let is_current = match writes {
@@ -171,18 +177,30 @@ impl SiblingExchange {
             }
         };
         if is_current {
-            return Ok(Synced { changed: false, writes });
+            return Ok(Synced { changed, writes });
         }
+        let written = if writes == ListWrites::Accepted { unwritten } else { UnwrittenMembers::default() };
+        changed |= self.read_shared(&written, link).await?;
+        Ok(Synced { changed, writes })
+    }
+
+    /// Reads the list, and replaces the records but for newer ones and for changes that are not `written`.
+    /// Returns whether they changed.
+    async fn read_shared(
+        &self,
+        written: &UnwrittenMembers,
+        link: &mut RedisLink,
+    ) -> Result<bool, RedisFailure> {
+        let keys = &self.keys;
         // The mark first: a change during the read makes another mark, with which the list is read again.
         let read_mark = reply::text(&link.call(redis::cmd("GET").arg(&keys.mark), COMMAND_TIMEOUT).await?);
         let list = read_list(&keys.members, link).await?;
         let count = list.count;
-        let written = if writes == ListWrites::Accepted { unwritten } else { UnwrittenMembers::default() };
-        let merged = members.merge(read_mark, list, &written);
+        let merged = self.members.merge(read_mark, list, written);
         if merged.is_overfull {
             self.observer.members_overfull(count, MAX_MEMBERS);
         }
-        Ok(Synced { changed: merged.changed, writes })
+        Ok(merged.changed)
     }
 
     /// Writes the records with a new mark, unless writing has to wait.
@@ -193,23 +211,29 @@ impl SiblingExchange {
         link: &mut RedisLink,
     ) -> Result<ListWrites, RedisFailure> {
         let access = *self.list_access();
-        let mut writes = writes(unwritten, &self.keys);
-        if writes.is_empty() {
+        let mut records = record_writes(unwritten, &self.keys);
+        let mut deletions = Pipeline::new();
+        if !unwritten.expired.is_empty() {
+            deletions.cmd("HDEL").arg(&self.keys.members).arg(&unwritten.expired).ignore();
+        }
+        if records.is_empty() && deletions.is_empty() {
             return Ok(ListWrites::None);
         }
         if access.is_writing_paused(now()) {
             return Ok(ListWrites::Paused);
         }
         let mut marks = Pipeline::new();
-        // A mark that follows writes that Redis rejects lets all siblings read the list for nothing.
-        let mark_writes = if access.is_denied() { &mut marks } else { &mut writes };
+        // A mark that follows records that Redis rejects lets all siblings read the list for nothing.
+        let mark_writes = if access.is_denied() { &mut marks } else { &mut records };
         mark_writes.cmd("SET").arg(&self.keys.mark).arg(mark).ignore();
-        let mut written = link.pipe(&writes).await;
-        if written.is_ok() && !marks.is_empty() {
-            written = link.pipe(&marks).await;
+        let mut written = Ok(());
+        for commands in [&records, &marks, &deletions].into_iter().filter(|commands| !commands.is_empty()) {
+            if written.is_ok() {
+                written = link.pipe(commands).await.map(|_| ());
+            }
         }
         match written {
-            Ok(_) => Ok(ListWrites::Accepted),
+            Ok(()) => Ok(ListWrites::Accepted),
             // Some of the commands may have succeeded. All are repeated later, with the same records.
             Err(failure) if failure.is_full() || failure.kind == RedisFailureKind::NotPermitted => {
                 Ok(ListWrites::Refused(failure))
@@ -240,16 +264,13 @@ async fn read_list(key: &str, link: &mut RedisLink) -> Result<ListedMembers, Red
 }
 
 /// Builds the commands that write the records.
-fn writes(unwritten: &UnwrittenMembers, keys: &RedisKeys) -> Pipeline {
+fn record_writes(unwritten: &UnwrittenMembers, keys: &RedisKeys) -> Pipeline {
     let mut writes = Pipeline::new();
     for (name, text) in &unwritten.changed {
         writes.cmd("HSET").arg(&keys.members).arg(name).arg(text.write()).ignore();
     }
     for (name, text) in &unwritten.lost {
         writes.cmd("HSETNX").arg(&keys.members).arg(name).arg(text.write()).ignore();
-    }
-    if !unwritten.expired.is_empty() {
-        writes.cmd("HDEL").arg(&keys.members).arg(&unwritten.expired).ignore();
     }
     writes
 }

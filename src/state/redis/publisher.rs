@@ -61,8 +61,10 @@ struct PublishedLoad {
 /// The times of publishing: a tick at every interval, or a request after an interval without a message.
 struct PublishRounds {
     tick: Interval,
-    /// The last round had nothing to publish.
+    /// The last interval was without a message.
     is_quiet: bool,
+    /// A request began the present round.
+    is_early: bool,
 }
 
 // === impl PublishRounds ===
@@ -71,15 +73,23 @@ impl PublishRounds {
     fn new(interval: Duration) -> Self {
         let mut tick = tokio::time::interval(interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        PublishRounds { tick, is_quiet: false }
+        PublishRounds { tick, is_quiet: false, is_early: false }
     }
 
     /// Waits for the next round.
     async fn next(&mut self, outbox: &Outbox) {
-        tokio::select! {
-            _ = self.tick.tick() => {}
-            () = outbox.wait_for_request(), if self.is_quiet => self.tick.reset(),
+        self.is_early = tokio::select! {
+            _ = self.tick.tick() => false,
+            () = outbox.wait_for_request(), if self.is_quiet => true,
+        };
+        if self.is_early {
+            self.tick.reset();
         }
+    }
+
+    /// Ends the round. After an early round a whole interval passes, even if there was nothing to publish.
+    fn end(&mut self, has_published: bool) {
+        self.is_quiet = !has_published && !self.is_early;
     }
 }
 
@@ -177,7 +187,7 @@ impl SiblingExchange {
                     publisher.republish_all();
                     tokio::time::sleep(FULL_RETRY_PAUSE).await;
                 }
-                other => rounds.is_quiet = !other?,
+                other => rounds.end(other?),
             }
             self.chains_waiting.notify_one();
         }

@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::AcqRel, Ordering::Release};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -34,6 +35,9 @@ const PLUGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The interval between two looks whether a plugin that has closed its output has ended.
 const EXIT_POLL_INTERVAL: Duration = Duration::from_millis(10);
+
+/// A thread writes messages of a plugin to the balancer's standard error, which may not be read.
+static IS_WRITING_ERRORS: AtomicBool = AtomicBool::new(false);
 
 /// The largest output of a credential plugin.
 const MAX_PLUGIN_BYTES: u64 = 1 << 20;
@@ -133,7 +137,10 @@ async fn answer(exec: &ExecConfig, limit: Duration) -> Result<PluginCredential, 
     }
     let (mut process, output) = PluginProcess::start(exec).map_err(|error| broken(&error))?;
     let ran = tokio::time::timeout(limit, process.run(output)).await;
-    pass_errors(std::mem::take(&mut process.errors)).await;
+    let errors = std::mem::take(&mut process.errors);
+    // What is left of the plugin ends now, however long its messages take.
+    drop(process);
+    pass_errors(errors).await;
     let (output, status) =
         ran.map_err(|_| ApiFailure::PluginHangs(limit))?.map_err(|error| broken(&error))?;
     if !status.success() {
@@ -143,11 +150,15 @@ async fn answer(exec: &ExecConfig, limit: Duration) -> Result<PluginCredential, 
     PluginCredential::parse(&output).ok_or_else(|| ApiFailure::Unreached(invalid.into()))
 }
 
-/// Writes what a plugin wrote to its standard error to that of the balancer, unless that is not read for
-/// long.
+/// Writes what a plugin wrote to its standard error to that of the balancer. Where that is not read, one
+/// write waits, and later ones are left out.
 async fn pass_errors(errors: Vec<u8>) {
-    if !errors.is_empty() {
-        let write = move || std::io::stderr().write_all(&shown(errors));
+    if !errors.is_empty() && !IS_WRITING_ERRORS.swap(true, AcqRel) {
+        let write = move || {
+            let written = std::io::stderr().write_all(&shown(errors));
+            IS_WRITING_ERRORS.store(false, Release);
+            written
+        };
         tokio::time::timeout(ERROR_WRITE_TIMEOUT, tokio::task::spawn_blocking(write)).await.ok();
     }
 }

@@ -69,17 +69,22 @@ async fn a_request_after_an_interval_without_a_message_is_published_at_once() {
     let mut rounds = PublishRounds::new(Duration::from_millis(20));
     assert_eq!(next_round(&mut rounds, &outbox).await, 0);
     assert_eq!(next_round(&mut rounds, &outbox).await, 20);
-    rounds.is_quiet = true;
+    rounds.end(false);
     tokio::time::sleep(Duration::from_millis(7)).await;
     outbox.request_sent();
     assert_eq!(next_round(&mut rounds, &outbox).await, 0);
-    // At most one message in an interval.
-    rounds.is_quiet = false;
-    (0..100).for_each(|_| outbox.request_sent());
-    assert_eq!(next_round(&mut rounds, &outbox).await, 20);
+    // One message in an interval at most, and one look for changes.
+    for has_published in [true, false] {
+        rounds.end(has_published);
+        (0..100).for_each(|_| outbox.request_sent());
+        assert_eq!(next_round(&mut rounds, &outbox).await, 20);
+        rounds.end(false);
+        assert_eq!(next_round(&mut rounds, &outbox).await, 0, "requests were sent");
+    }
     // Without a request, the ticks come as before.
-    rounds.is_quiet = true;
-    assert_eq!(next_round(&mut rounds, &outbox).await, 0, "requests were sent");
-    assert_eq!(next_round(&mut rounds, &outbox).await, 20);
-    assert_eq!(next_round(&mut rounds, &outbox).await, 20);
+    rounds.end(true);
+    for _ in 0..2 {
+        assert_eq!(next_round(&mut rounds, &outbox).await, 20);
+        rounds.end(false);
+    }
 }
