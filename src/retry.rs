@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::config::types::{Retry, RetryOn};
 
-/// The number of attempts of one request whose failures cost nothing, unless `retry.attempts` allows more.
+/// The number of attempts of one request while its failures cost nothing; `retry.attempts` may allow more.
 pub(crate) const MAX_ATTEMPTS: u32 = 8;
 
 /// Why an attempt failed.

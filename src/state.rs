@@ -324,7 +324,7 @@ impl State {
         }
     }
 
-    /// Learns that the request is sent to this upstream, whose load it has raised.
+    /// Learns that the request is sent to this upstream. The caller has raised the load of the upstream.
     pub fn learn(&self, lookup: &PromptLookup, id: usize, now: Instant) -> LearnedChain {
         let before = lookup.session.and_then(|session| {
             let (now, tokens) = (self.millis(now), self.session_tokens(lookup));

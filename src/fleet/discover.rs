@@ -1,10 +1,10 @@
 //! Discovers upstreams: follows each source, and reconciles the fleet with its list.
 //!
 //! Each source has a task, which reports whole lists. It polls (`gym`, `file`, `dns`), or it watches and
-//! reports a list after each change. A source that does not answer, or whose answer is invalid, keeps its
-//! last list: engines outlive the program that launched them, and an engine that is gone fails its probes.
-//! Each balancer follows its sources for itself and does not share the lists with its siblings. `reconcile`
-//! decides the owner of an engine that several sources, or the operator, name.
+//! reports a list after each change. The task keeps the last list of a source that does not answer, or
+//! answers with an invalid list: engines outlive the program that launched them, and an engine that is gone
+//! fails its probes. Each balancer follows its sources for itself and does not share the lists with its
+//! siblings. `reconcile` decides the owner of an engine that several sources, or the operator, name.
 //!
 //! A new kind of source needs a variant of `DiscoveryMethod`, its keys in `config::types`, and a module
 //! beside `gym` that `task` calls.

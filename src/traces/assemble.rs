@@ -118,7 +118,7 @@ impl AnswerAssembler {
         }
     }
 
-    /// Reads a token whose event came between two events of the stream.
+    /// Reads a token. The event of the token came between two events of the stream.
     fn token(&mut self, token: &TokenEvent<'_>) {
         if let AnswerSource::Stream(reader) = &mut self.source
             && !self.is_overflown

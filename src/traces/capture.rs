@@ -120,7 +120,7 @@ impl Capture {
         }
     }
 
-    /// Copies a token, whose event comes between two events of the answer, in place of its event.
+    /// Copies a token in place of its event, which comes between two events of the answer.
     pub fn token(&mut self, token: &TokenEvent<'_>) {
         self.append(AnswerBuffer::token_bytes(token), |buffer| buffer.push_token(token));
     }

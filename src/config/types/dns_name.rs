@@ -1,5 +1,5 @@
-//! A DNS name whose addresses are upstreams: `http://host:port`, or `srv+http://_http._tcp.host` for ports
-//! and weights from SRV records.
+//! A source of upstreams by a DNS name: each address of the name is an upstream. `http://host:port`, or
+//! `srv+http://_http._tcp.host` for ports and weights from SRV records.
 
 use std::net::{IpAddr, SocketAddr};
 

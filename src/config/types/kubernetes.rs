@@ -1,4 +1,4 @@
-//! A Kubernetes service whose endpoints are upstreams.
+//! A source of upstreams by a Kubernetes service: each endpoint of the service is an upstream.
 
 use std::path::PathBuf;
 

@@ -42,7 +42,7 @@ pub enum DiscoveryMethod {
     File(ListedFile),
     /// A DNS name, which is looked up again.
     Dns(DnsLookup),
-    /// A Kubernetes service, whose endpoints are watched.
+    /// A Kubernetes service: the balancer watches its endpoints.
     Kubernetes(KubernetesService),
 }
 
@@ -118,7 +118,7 @@ impl DiscoveryMethod {
         format!("{} {}", self.key(), self.display())
     }
 
-    /// The URL whose TLS settings the source's are; `None` where the source has no URL.
+    /// The URL that holds the TLS settings of the source; `None` where the source has no URL.
     pub fn url(&self) -> Option<&UpstreamUrl> {
         match self {
             DiscoveryMethod::Gym(url) => Some(url),

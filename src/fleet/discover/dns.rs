@@ -2,9 +2,10 @@
 //!
 //! Each address is an engine, which is connected to by its address; requests and certificates carry the
 //! name. An answer without addresses (NXDOMAIN, or no record) counts as a failure, as SERVFAIL and silence
-//! do: the last list stays. A name whose engines were scaled to zero has such an answer, and so has one whose
-//! zone was reloaded badly; in both cases the probes tell which engines are gone. Where only one of the two
-//! families of addresses fails, or one target of SRV records, its last addresses stay beside the new ones.
+//! do: the balancer keeps the last list. A DNS server answers so after a scaling to zero, and after a bad
+//! reload of its zone; in both cases the probes of the balancer find the engines that are gone. Where only
+//! one of the two families of addresses fails, or one target of SRV records, its last addresses stay beside
+//! the new ones.
 //!
 //! Of SRV records only those with the lowest priority count. Their weights become factors of the source's
 //! weight, 1 for the least of them: Kubernetes divides 100 by the number of its pods, so that sums and means

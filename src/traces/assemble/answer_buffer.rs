@@ -94,7 +94,7 @@ impl AnswerBuffer {
         self.bytes[start + 1..start + RUN_HEAD_BYTES].copy_from_slice(&length.to_le_bytes());
     }
 
-    /// Appends a token, whose event came between two events; its usage is left out.
+    /// Appends a token without its usage. The event of the token came between two events.
     pub fn push_token(&mut self, token: &TokenEvent<'_>) {
         debug_assert!(token.usage.is_none(), "it would be lost");
         let length = |text: &str| (text.len() as u32).to_le_bytes();

@@ -39,8 +39,8 @@ prop_compose! {
     }
 }
 
-/// As `assembled`, of an answer whose tokens the relay reads once it has read the head of an event: a quarter
-/// of the events goes on as it came.
+/// As `assembled`. The relay reads tokens once it has read the head of an event: a quarter of the events goes
+/// on as it came.
 fn assembled_from_buffers(events: &[String], parts: usize) -> AssembledAnswer {
     let mut assembler = AnswerAssembler::new(TraceApi::Chat, true, 200);
     let (mut buffer, mut is_head_known) = (AnswerBuffer::default(), false);
