@@ -104,6 +104,10 @@ impl<'a> JsonCursor<'a> {
         JsonCursor { bytes, at: 0 }
     }
 
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// The next byte that is no white space, at which the cursor then stands.
     #[inline]
     pub(crate) fn byte(&mut self) -> Result<u8, EndOfJson> {

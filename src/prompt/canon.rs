@@ -62,6 +62,7 @@
 mod continuation;
 mod ids;
 mod media;
+mod plain_message;
 mod text;
 mod text_form;
 mod turns;

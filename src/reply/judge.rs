@@ -9,6 +9,10 @@
 //! chat's role or a `message_start` right before the first token, or before it gives up. The events of a
 //! prelude wait for the event after them.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
 use super::media_type;
 use super::sse::is_error;
 use crate::sse::{LineSplitter, SseField, SsePiece, count_work};
@@ -187,16 +191,21 @@ fn event(name: EventName, data: &[u8]) -> Option<AnswerVerdict> {
 
 const ABORT_REASON: &[u8] = b"\"finish_reason\":\"abort\"";
 
+/// Every small answer is searched for these: preparing a search costs more than searching a short text.
+static NO_COMPLETION: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new("\"completion_tokens\":0"));
+static NO_OUTPUT: LazyLock<Finder<'_>> = LazyLock::new(|| Finder::new("\"output_tokens\":0"));
+
 /// Whether a whole answer was aborted before its first token.
 fn is_aborted(text: &[u8]) -> bool {
-    if has(text, b"\"completion_tokens\":0") {
+    count_work(2 * text.len());
+    if NO_COMPLETION.find(text).is_some() {
         return has(text, ABORT_REASON);
     }
     // Anthropic's interface has no name for this reason, and the answer omits it.
     let message = || text.starts_with(b"{") && has(text, b"\"type\":\"message\"");
     let unfinished =
         || message() && !has(text, b"\"stop_reason\":\"") && !has(text, b"\"object\":\"response\"");
-    has(text, b"\"output_tokens\":0") && (has(text, b"\"status\":\"cancelled\"") || unfinished())
+    NO_OUTPUT.find(text).is_some() && (has(text, b"\"status\":\"cancelled\"") || unfinished())
 }
 
 fn has(text: &[u8], what: &[u8]) -> bool {

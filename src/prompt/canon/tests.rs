@@ -85,6 +85,36 @@ fn shown(text: &[u8]) -> String {
 // === by table ===
 
 #[test]
+fn a_message_in_the_usual_form_has_the_text_of_any_other_form() {
+    let chat =
+        |messages: &str| text(PromptDialect::Chat, format!("{{\"messages\":[{messages}]}}").as_bytes());
+    for role in ["user", "assistant", "system", "tool", r"us\u0065r", "critic"] {
+        for content in [
+            "",
+            "a",
+            r#"said \"no\"\n"#,
+            r"\u00e9\/",
+            r"ends with \\",
+            "x-anthropic-billing-header: 1",
+            r"x-anthropic-billing-header: 1\nyou are",
+        ] {
+            let turned = format!(r#"{{"content":"{content}","role":"{role}"}}"#);
+            let expected = chat(&format!(r#"{turned},{{"content":"next","role":"user"}}"#));
+            for usual in [
+                format!(r#"{{"role":"{role}","content":"{content}"}}"#),
+                format!(r#"{{"role": "{role}", "content": "{content}"}}"#),
+                format!(r#"{{ "role" : "{role}" ,"content":"{content}" }}"#),
+                format!(r#"{{"role":"{role}","content":"{content}","id":7}}"#),
+                format!(r#"{{"role":"{role}","content":"other","content":"{content}"}}"#),
+            ] {
+                let found = chat(&format!(r#"{usual}, {{"role":"user","content":"next"}}"#));
+                assert_eq!(shown(&found), shown(&expected), "{usual}");
+            }
+        }
+    }
+}
+
+#[test]
 fn writes_conversations_in_canonical_form() {
     for (dialect, body, expected) in [
         (

@@ -1,7 +1,10 @@
 //! The beginnings of the texts of JSON strings, with any escapes.
 
 use crate::json::work::spend;
-use crate::json::{ShortText, decode, escape};
+use crate::json::{EndOfJson, ShortText, decode, escape};
+
+/// Claude Code's first system text, which changes with every request; vLLM omits it as well.
+const BILLING: &str = "x-anthropic-billing-header";
 
 /// The number of bytes between a string's quotes up to and including a character, escaped or not.
 pub(super) fn after(raw: &[u8], character: u8) -> Option<usize> {
@@ -31,6 +34,19 @@ pub(super) fn begins_with(raw: &[u8], whole: bool, prefix: &str) -> Option<bool>
     let all = text.starts_with(prefix.as_bytes());
     let may = prefix.as_bytes().starts_with(text) && !whole;
     if may && !all { None } else { Some(all) }
+}
+
+/// A system text without the line that changes with every request.
+pub(super) fn without_billing(text: &[u8], whole: bool) -> Result<&[u8], EndOfJson> {
+    match begins_with(text, whole, BILLING) {
+        Some(false) => Ok(text),
+        None => Err(EndOfJson),
+        Some(true) => match after(text, b'\n') {
+            Some(line) => Ok(&text[line..]),
+            None if whole => Ok(b""),
+            None => Err(EndOfJson),
+        },
+    }
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@
 //! read.
 
 use super::super::chain::TextSink;
-use super::media;
-use super::text::{after, begins_with};
+use super::text::without_billing;
 use super::text_form::write_text;
+use super::{media, plain_message};
 use crate::json::{
     ByteSink, EndOfJson, JsonCursor, JsonList, Minifier, ObjectSlots, RawValue, ShortText, decode,
 };
@@ -29,9 +29,6 @@ const DOCUMENTS: u8 = 7;
 
 /// Joins the texts of a message, in the form that a text has.
 pub(super) const LINE_FEED: &[u8] = b"\\n";
-
-/// Claude Code's first system text, which changes with every request; vLLM omits it as well.
-const BILLING: &str = "x-anthropic-billing-header";
 
 type ItemSlots<'a> = ObjectSlots<'a, 8>;
 const ITEM: [&str; 8] = ["role", "type", "content", "tool_calls", "name", "arguments", "input", "output"];
@@ -219,6 +216,9 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
             self.out.checkpoint();
             return cursor.value()?.end();
         }
+        if let Some((role, content)) = plain_message::read(cursor) {
+            return self.plain_message(TurnRole::of(role)?, content);
+        }
         let item = cursor.object(&ITEM);
         let kind = kind(&item);
         if matches!(&kind, Ok(kind) if !matches!(kind, ItemKind::Message(TurnRole::System))) {
@@ -231,6 +231,15 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
         if !item.whole {
             return written.and(Err(EndOfJson));
         }
+        self.end_question();
+        Ok(())
+    }
+
+    fn plain_message(&mut self, role: TurnRole<'a>, content: RawValue<'a>) -> Result<(), EndOfJson> {
+        if !matches!(role, TurnRole::System) {
+            self.end_head();
+        }
+        self.text(&mut OpenTurn::of(role), content)?;
         self.end_question();
         Ok(())
     }
@@ -475,18 +484,5 @@ impl<'a, S: TextSink> ConversationWriter<'a, '_, S> {
         }
         self.out.write(&[END]);
         Ok(())
-    }
-}
-
-/// A system text without the line that changes with every request.
-fn without_billing(text: &[u8], whole: bool) -> Result<&[u8], EndOfJson> {
-    match begins_with(text, whole, BILLING) {
-        Some(false) => Ok(text),
-        None => Err(EndOfJson),
-        Some(true) => match after(text, b'\n') {
-            Some(line) => Ok(&text[line..]),
-            None if whole => Ok(b""),
-            None => Err(EndOfJson),
-        },
     }
 }
