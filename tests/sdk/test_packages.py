@@ -181,14 +181,14 @@ def test_what_the_build_needs_reaches_it():
             assert (path.parent / included).resolve().is_relative_to(ROOT / "src"), f"{path}: {included}"
 
 
-def plan(folder, sources):
+def plan(folder, sources, *command):
     """What cargo would build in a folder with these sources alone; nothing is compiled."""
     ignored = IGNORED.read_text()
     for source in sources:
         for name in dockerfile.context(ignored, ROOT, source):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
-    command = ["cargo", "build", "--release", "--locked", "--offline", "--bin", "vllm-lb"]
+    command = command or ("cargo", "build", "--release", "--locked", "--offline", "--bin", "vllm-lb")
     # The plan is an unstable option, with which a stable cargo has to be asked.
     unstable = ["--unit-graph", "-Z", "unstable-options"]
     return compose.run(
@@ -211,6 +211,25 @@ def test_cargo_has_all_that_it_needs(tmp_path):
             folder = tmp_path / str(number)
             folder.mkdir()
             assert plan(folder, [one for one in sources if one != source])[0] != 0, source
+
+
+def test_the_profiled_build_of_the_image_has_all_that_it_needs(tmp_path):
+    """With PROFILED the builder runs benches/pgo.sh, which starts programs and reads files of benches."""
+    script = (ROOT / "benches/pgo.sh").read_text()
+    [run] = [one.value for one in image()[0].all("RUN") if "cargo build" in one.value]
+    assert "$(benches/pgo.sh " in run
+    sources = [source for copy in image()[0].all("COPY") for source in copy.value.split()[:-1]]
+    example = re.search(r"^cargo build --locked --example (\w+)", script, re.MULTILINE)[1]
+    code, said = plan(tmp_path, sources, "cargo", "build", "--locked", "--offline", "--example", example)
+    assert code == 0, said
+    named = {"benches/pgo.sh", *re.findall(r"benches/proxies/[\w-]+\.\w+", script)}
+    assert "benches/proxies/routes.yaml" in named
+    assert [name for name in sorted(named) if not (tmp_path / name).is_file()] == []
+    assert os.access(ROOT / "benches/pgo.sh", os.X_OK)
+    # Where the traffic's modules lie.
+    assert {path.name for path in (ROOT / "benches/proxies").glob("*.rs")} == {
+        path.name for path in (tmp_path / "benches/proxies").glob("*.rs")
+    }
 
 
 def test_the_image_has_the_features_of_a_release():

@@ -132,7 +132,7 @@ def test_a_tag_is_published_as_image_chart_and_release(tmp_path):
     assert made == [expected]
     [built] = [call for call in calls if call.startswith("docker buildx build")]
     assert f"name={image},push-by-digest=true" in built
-    assert "--build-arg FEATURES=default --build-arg VERSION=1.2.3" in built
+    assert "--build-arg FEATURES=default --build-arg PROFILED=yes --build-arg VERSION=1.2.3" in built
     [pushed] = [call for call in calls if call.startswith("helm push")]
     assert pushed.endswith(" oci://ghcr.io/example/charts")
     [published] = [call for call in calls if call.startswith("gh release create v1.2.3 ")]
