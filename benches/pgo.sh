@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Builds vllm-lb for a release, compiled by what it spends its time on, and prints the name of the program. `./dev
-# release` and docker/Dockerfile run this.
+# Builds vllm-lb for a release, compiled by what it spends its time on, and prints the name of the program.
+# `./dev release` and docker/Dockerfile run this.
 #
 #   benches/pgo.sh [FEATURES]
 #
-# The compiler first builds a vllm-lb with counters, which serves traffic of benches/proxies: chats of all sizes,
-# whole and streamed, with and without a route that edits. By these counts it places the code of a request
-# together, which costs fewer misses of the processor's caches. Code that this traffic never runs is compiled for
-# size. Both builds have one profile of cargo and one target, or the counts would not fit the names of functions.
+# The compiler first builds a vllm-lb with counters, which serves traffic of benches/proxies: chats of all
+# sizes, whole and streamed, with and without a route that edits. By these counts it places the code of a
+# request together, which costs fewer misses of the processor's caches. Code that this traffic never runs is
+# compiled for size. Both builds have one profile of cargo and one target, or the counts would not fit the
+# names of functions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

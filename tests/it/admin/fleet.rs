@@ -201,7 +201,7 @@ async fn a_removed_upstream_goes_when_its_last_request_has_ended() {
     config.upstreams[1].weight = 0.001;
     let balancer = Balancer::ready(config).await;
     let mut client = balancer.client().await;
-    client.send(post(CHAT, stream("sim", 20))).await;
+    client.send(post(CHAT, stream("sim", 80))).await;
     engines[0].wait_until("it runs", |stats| stats.running == 1).await;
 
     let one = path(&engines[0]);
