@@ -7,7 +7,7 @@
 use super::super::chain::{MEDIA_WEIGHT_BYTES, TextDigest, TextSink};
 use super::text::{after, begins_with};
 use crate::json::work::spend;
-use crate::json::{ByteSink, JsonCursor, RawValue, decode};
+use crate::json::{ByteSink, JsonCursor, Minifier, RawValue, decode};
 
 /// Begins a picture: its kind and its hash follow.
 const MEDIA: u8 = 3;
@@ -49,7 +49,8 @@ fn hash(payload: RawValue<'_>) -> u64 {
         Some(text) => {
             decode(content(text), true, &mut digest);
         }
-        None => digest.write(value.bytes),
+        // No engine accepts such a payload, but its chain must not depend on how the client writes it.
+        None => Minifier::new(&mut digest).write(value.bytes),
     }
     digest.hash()
 }
@@ -70,6 +71,18 @@ mod tests {
         let mut text = Vec::new();
         write(kind.as_bytes(), RawValue { bytes: payload.as_bytes(), whole: true }, &mut text);
         text
+    }
+
+    #[test]
+    fn a_payload_without_an_identity_does_not_depend_on_how_it_is_written() {
+        let plain = written("image_url", r#"{"uri":"data:,a","sizes":[1,2]}"#);
+        for payload in [
+            "{ \"uri\": \"data:,a\",\n\t\"sizes\": [1, 2] }",
+            r#"{"\u0075ri":"d\u0061ta:,a","sizes":[1,2]}"#,
+        ] {
+            assert_eq!(written("image_url", payload), plain, "{payload}");
+        }
+        assert_ne!(written("image_url", r#"{"uri":"data:,a","sizes":[12]}"#), plain);
     }
 
     #[test]
