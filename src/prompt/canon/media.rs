@@ -76,10 +76,9 @@ mod tests {
     #[test]
     fn a_payload_without_an_identity_does_not_depend_on_how_it_is_written() {
         let plain = written("image_url", r#"{"uri":"data:,a","sizes":[1,2]}"#);
-        for payload in [
-            "{ \"uri\": \"data:,a\",\n\t\"sizes\": [1, 2] }",
-            r#"{"\u0075ri":"d\u0061ta:,a","sizes":[1,2]}"#,
-        ] {
+        for payload in
+            ["{ \"uri\": \"data:,a\",\n\t\"sizes\": [1, 2] }", r#"{"\u0075ri":"d\u0061ta:,a","sizes":[1,2]}"#]
+        {
             assert_eq!(written("image_url", payload), plain, "{payload}");
         }
         assert_ne!(written("image_url", r#"{"uri":"data:,a","sizes":[12]}"#), plain);
