@@ -6,7 +6,8 @@
 #   benches/proxies.sh [--profile NAME] [--rounds N] [--percent N] [--patience N]
 #                      [--binary FILE] [--before FILE] [--others] [--output FILE]
 #
-#   --profile   cargo's profile to build and measure; release, whose link takes minutes, is the default
+#   --profile   cargo's profile to build and measure; release, whose link takes minutes, is the default, and
+#               counted is what ./dev release builds (benches/pgo.sh)
 #   --percent   how many of its requests a sample has, for a look at the script; 100 is the default
 #   --patience  seconds after which a disturbed sample is not taken again; 50 a proxy is the default
 #   --binary    measure this vllm-lb and do not build one

@@ -11,7 +11,8 @@
 #
 #   --parts     which of requests, idle, crowd and routing are measured, separated by commas; what is known of
 #               the others stays in the table
-#   --profile   cargo's profile to build and measure; release, whose link takes minutes, is the default
+#   --profile   cargo's profile to build and measure; the default is counted, what ./dev release builds: a
+#               release that is compiled by counts (benches/pgo.sh)
 #   --binary    measure this vllm-lb and do not build one
 #   --programs  where traffic, player and pingora-proxy are; with --binary, nothing is built
 #   --rounds    how often requests and streams are measured; 3 is the default
@@ -63,6 +64,7 @@ own_option() {
 }
 
 output=benches/results
+profile=counted
 options "$@"
 command=${command/ table/}
 [ -z "$quick" ] || { rounds=1 percent=3 patience=0; }

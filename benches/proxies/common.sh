@@ -48,9 +48,15 @@ dir=$(mktemp -d)
 samples=$dir/samples
 noisy=0
 
+# The profile `counted` is a release that is compiled by counts of its own traffic, as `./dev release` does.
 build() {
-    local target=${CARGO_TARGET_DIR:-target}/${profile/#dev/debug} example
-    local build=(cargo build --locked --profile "$profile")
+    local cargo_profile=${profile/#counted/release} example
+    local target=${CARGO_TARGET_DIR:-target}/${cargo_profile/#dev/debug}
+    local build=(cargo build --locked --profile "$cargo_profile")
+    if [ -z "$binary" ] && [ "$profile" = counted ]; then
+        say "building a release by counts"
+        binary=$(benches/pgo.sh)
+    fi
     for example in "${examples[@]}"; do build+=(--example "$example"); done
     [ -n "$binary" ] || build+=(--bin vllm-lb)
     if [ -z "$binary" ] || [ -z "$programs" ]; then
