@@ -103,7 +103,7 @@ fn observer(upstreams: &[String], models: &[String]) -> Observer {
             observer.upstream_changed(upstream, "unknown", state);
         }
         observer.probed(upstream);
-        observer.probe_failed(upstream, "refused", 2);
+        observer.probe_failed(upstream, "refused", false, 2);
         observer.probe_report_applied(upstream);
         observer.stream_broken("id", upstream, "reset");
         observer.upstream_busy(upstream);

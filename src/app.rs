@@ -1,10 +1,12 @@
 //! Builds every part from a configuration, starts it, and ends it in order.
 //!
-//! The order of a shutdown: health checks fail for `shutdown.drain`, listeners close, requests in flight
-//! continue for at most `shutdown.grace`, then the rest is cut; the keeper ends last, since requests read
-//! its snapshots.
+//! The order of a shutdown: health checks fail for `shutdown.drain`, the public listeners close, requests in
+//! flight continue for at most `shutdown.grace`, then the rest is cut, and the admin listener closes: until
+//! then monitoring reads the metrics of the last requests. The keeper ends last, since requests read its
+//! snapshots.
 
 mod admin_client;
+mod certificates;
 pub mod doctor;
 mod follow;
 pub mod health;
@@ -85,13 +87,20 @@ pub struct RunningBalancer {
     pub observer: Observer,
     spans: Arc<SpanExporter>,
     shutdown: Arc<Shutdown>,
-    phase: watch::Sender<ShutdownPhase>,
-    serving: JoinSet<usize>,
+    public_listeners: ListenerGroup,
+    /// Closes after the public listeners.
+    admin_listener: ListenerGroup,
     /// The keeper, and the tasks that follow its snapshots.
     tasks: JoinSet<()>,
     tasks_stop: watch::Sender<bool>,
     reloader: Arc<Reloader>,
     applier: RecordApplier,
+}
+
+/// Listeners that close together.
+struct ListenerGroup {
+    phase: watch::Sender<ShutdownPhase>,
+    serving: JoinSet<usize>,
 }
 
 /// A balancer with all its sockets bound, before it accepts connections.
@@ -157,6 +166,7 @@ async fn prepare(
     let (limits, limiter) = (config.limits.connection, ConnectionLimiter::new(config.limits.connections));
     let public = server::shared_server(Balancer::public(shared.clone()), limits);
     let certificates = certificates_of(&listeners);
+    let renewing = certificates::follow(certificates.clone(), stopped.clone());
     let config = Arc::new(ArcSwap::from_pointee(config));
     let parts = (fleet.clone(), RuntimeChanges { members: members.clone(), exchange: exchange.clone() });
     let reloader = Reloader::new(load, config.clone(), parts, shared.clone(), limiter.clone(), certificates);
@@ -175,9 +185,8 @@ async fn prepare(
     let api = AdminApi::new(parts, config, reloader.clone(), shutdown.unready());
     let private = server::shared_server(Balancer::admin(shared, Arc::new(AdminListener(api))), limits);
     let open_listeners = open(listeners, &public, &private, &limiter);
-    let mut addresses: Vec<String> = open_listeners.iter().map(OpenListener::bound_address).collect();
-    let admin = addresses.pop().unwrap_or_default();
-    let tasks = start_tasks(keeper, meeting, follower, &fleet, &state, stopped).await;
+    let (addresses, admin) = bound_addresses(&open_listeners);
+    let tasks = start_tasks(keeper, meeting, follower, &fleet, &state, renewing, stopped).await;
     let running = RunningBalancer {
         addresses,
         admin,
@@ -187,8 +196,8 @@ async fn prepare(
         observer,
         spans,
         shutdown,
-        phase: watch::Sender::new(ShutdownPhase::Serving),
-        serving: JoinSet::new(),
+        public_listeners: ListenerGroup::new(),
+        admin_listener: ListenerGroup::new(),
         tasks,
         tasks_stop,
         reloader,
@@ -211,9 +220,11 @@ async fn start_tasks(
     follower: MemberFollower,
     fleet: &Arc<Fleet>,
     state: &Arc<State>,
+    renewing: impl Future<Output = ()> + Send + 'static,
     stopped: watch::Receiver<bool>,
 ) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
+    tasks.spawn(renewing);
     tasks.spawn(keeper.run(stopped.clone()));
     match meeting {
         Some(meeting) => meeting.begin(follower, &mut tasks).await,
@@ -266,6 +277,13 @@ fn open(
     listeners.into_iter().map(open).collect()
 }
 
+/// The addresses of the public listeners, and that of the admin listener, which is the last.
+fn bound_addresses(listeners: &[OpenListener]) -> (Vec<String>, String) {
+    let mut addresses: Vec<String> = listeners.iter().map(OpenListener::bound_address).collect();
+    let admin = addresses.pop().unwrap_or_default();
+    (addresses, admin)
+}
+
 /// Returns the number of worker threads for a configuration.
 pub fn threads(config: &Config) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -293,8 +311,12 @@ impl PreparedBalancer {
         let PreparedBalancer { mut running, open_listeners } = self;
         for OpenListener { serves, listener, server, limiter, .. } in open_listeners {
             process::listening(listener.address(), serves.label(), listener.certificate().is_some());
-            let (shutdown, phases) = (running.shutdown.clone(), running.phase.subscribe());
-            running.serving.spawn(server::serve(listener, server, limiter, shutdown, phases));
+            let group = match serves {
+                SocketPurpose::Admin => &mut running.admin_listener,
+                _ => &mut running.public_listeners,
+            };
+            let (shutdown, phases) = (running.shutdown.clone(), group.phase.subscribe());
+            group.serving.spawn(server::serve(listener, server, limiter, shutdown, phases));
         }
         running
     }
@@ -368,18 +390,25 @@ impl RunningBalancer {
         cut
     }
 
-    /// Advances the phase of the shutdown; it never moves back.
+    /// Advances the phase of the shutdown; it never moves back. In a stop the admin listener follows once the
+    /// public listeners have ended; a successor takes it over together with them.
     fn phase(&self, phase: ShutdownPhase) {
-        self.phase.send_if_modified(|now| std::mem::replace(now, phase.max(*now)) < phase);
+        self.public_listeners.advance(phase);
+        if phase != ShutdownPhase::Stopping {
+            self.admin_phase(phase);
+        }
+    }
+
+    fn admin_phase(&self, phase: ShutdownPhase) {
+        self.admin_listener.advance(phase);
+        self.shutdown.end_streams();
     }
 
     /// Waits for the last connection of all listeners. Returns the number of cut connections.
     async fn ended(&mut self) -> usize {
-        let mut cut = 0;
-        while let Some(left) = self.serving.join_next().await {
-            cut += left.unwrap_or(0);
-        }
-        cut
+        let cut = self.public_listeners.ended().await;
+        self.admin_phase(ShutdownPhase::Stopping);
+        cut + self.admin_listener.ended().await
     }
 
     async fn close(mut self) {
@@ -388,6 +417,26 @@ impl RunningBalancer {
         while self.tasks.join_next().await.is_some() {}
         // Last, after the cut requests have ended their captures and their spans.
         tokio::join!(self.traces.stop(MAX_TRACES_STOP), self.spans.stop(MAX_SPANS_STOP));
+    }
+}
+
+impl ListenerGroup {
+    fn new() -> Self {
+        ListenerGroup { phase: watch::Sender::new(ShutdownPhase::Serving), serving: JoinSet::new() }
+    }
+
+    /// Advances the phase, which never moves back.
+    fn advance(&self, phase: ShutdownPhase) {
+        self.phase.send_if_modified(|now| std::mem::replace(now, phase.max(*now)) < phase);
+    }
+
+    /// Waits for the last connection. Returns the number of cut connections.
+    async fn ended(&mut self) -> usize {
+        let mut cut = 0;
+        while let Some(left) = self.serving.join_next().await {
+            cut += left.unwrap_or(0);
+        }
+        cut
     }
 }
 

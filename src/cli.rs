@@ -5,6 +5,7 @@
 
 pub mod doctor;
 pub mod engine;
+mod environment;
 pub mod health;
 pub mod load;
 pub mod simulate;
@@ -15,6 +16,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
+
+pub use environment::environment;
 
 /// The exit code for an error of the command line, the environment or the file (`EX_USAGE`).
 pub const EXIT_USAGE: u8 = 64;
@@ -58,7 +61,8 @@ pub struct Args {
     #[arg(short, long, value_name = "ADDR", verbatim_doc_comment)]
     pub listen: Vec<String>,
 
-    /// Address of the admin listener [env: VLLM_LB_ADMIN] [default: 127.0.0.1:9090]
+    /// Address of the admin listener [env: VLLM_LB_ADMIN; its token: VLLM_LB_ADMIN_TOKEN]
+    /// [default: 127.0.0.1:9090]
     #[arg(short, long, value_name = "ADDR", verbatim_doc_comment)]
     pub admin: Option<String>,
 
@@ -146,12 +150,6 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Args, CliE
 /// and `@`.
 fn masked(text: &str) -> String {
     text.split_inclusive(char::is_whitespace).map(crate::config::url::masked).collect()
-}
-
-/// Reads a variable of the environment; one that is not UTF-8 counts as not set.
-#[allow(clippy::disallowed_methods, reason = "the one door through which settings come from the environment")]
-pub fn environment(name: &str) -> Option<String> {
-    std::env::var(name).ok()
 }
 
 #[cfg(test)]

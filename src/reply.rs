@@ -19,6 +19,11 @@ pub enum FirstContent {
     Error,
 }
 
+/// Whether an answer of this type is a stream of server-sent events.
+pub(crate) fn is_event_stream(content_type: Option<&str>) -> bool {
+    media_type(content_type).eq_ignore_ascii_case("text/event-stream")
+}
+
 /// The media type in a `content-type`, without its parameters.
 fn media_type(content_type: Option<&str>) -> &str {
     content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim()

@@ -185,7 +185,7 @@ pub(super) fn reason(entry: &SnapshotEntry, is_full: bool) -> Option<&'static st
         UpstreamState::Tripped if status.gone => "its requests and its probes fail",
         UpstreamState::Tripped => "too many of its requests fail",
         UpstreamState::Suspect => "a probe failed, or a request did not reach it",
-        UpstreamState::Unknown if status.missing => "it was never reached",
+        UpstreamState::Unknown if status.missing => "no probe of it has succeeded: the log has the error",
         UpstreamState::Unknown => "its first probe has not ended",
         UpstreamState::Ready if is_full => "its engine reports that it is full",
         UpstreamState::Ready => return None,

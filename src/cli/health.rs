@@ -24,10 +24,11 @@ arguments are wrong.";
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct HealthArgs {
-    /// What to ask: http://host:port/path, or unix:/path of a socket; /ready where no path is named
+    /// What to ask: http://host:port/path, unix:/path of a socket, or local: the balancer at VLLM_LB_ADMIN,
+    /// or at http://127.0.0.1:9090; /ready where no path is named
     #[arg(
         value_name = "URL",
-        default_value = "http://127.0.0.1:9090",
+        default_value = traces::LOCAL,
         value_parser = traces::admin,
         verbatim_doc_comment
     )]

@@ -180,6 +180,9 @@ fn addresses(args: &Args, env: EnvLookup<'_>, draft: &mut ConfigDraft) {
     } else if let Some((name, value)) = variable(&["VLLM_LB_ADMIN"], env) {
         draft.admin(name, &value);
     }
+    if let Some((name, value)) = variable(&[super::traces::ADMIN_TOKEN], env) {
+        draft.admin_token(name, &value);
+    }
     if args.demo.is_some() {
         draft.upstreams_come_later();
     } else if !args.upstreams.is_empty() {

@@ -23,8 +23,14 @@ Exit codes: 0 after q, 64 when the arguments are wrong, 1 when something fails."
 #[derive(Clone, Debug, Args)]
 #[command(after_help = TOP)]
 pub struct TopArgs {
-    /// Admin listener of the balancer: http://host:port or unix:/path
-    #[arg(value_name = "ADMIN_URL", default_value = "http://127.0.0.1:9090", value_parser = traces::admin)]
+    /// Admin listener of the balancer: http://host:port, unix:/path, or local: at VLLM_LB_ADMIN, or
+    /// http://127.0.0.1:9090
+    #[arg(
+        value_name = "ADMIN_URL",
+        default_value = traces::LOCAL,
+        value_parser = traces::admin,
+        verbatim_doc_comment
+    )]
     pub admin: UpstreamUrl,
     /// Token of the admin listener [env: VLLM_LB_ADMIN_TOKEN]
     #[arg(long, value_name = "TOKEN", value_parser = traces::token)]

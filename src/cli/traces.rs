@@ -9,8 +9,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::environment::environment;
 use crate::config::secret::Secret;
-use crate::config::types::{TraceStore, UpstreamUrl};
+use crate::config::types::{ListenAddress, TraceStore, UpstreamUrl};
 use crate::config::{url, values};
 
 /// The environment variable with the token of the admin listener.
@@ -44,8 +45,9 @@ pub enum TracesCommand {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXPORT)]
 pub struct ExportArgs {
-    /// Admin listener of the balancer to read from: http://host:port or unix:/path
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090", value_parser = admin)]
+    /// Admin listener of the balancer to read from: http://host:port, unix:/path, or local: at VLLM_LB_ADMIN,
+    /// or http://127.0.0.1:9090
+    #[arg(long, value_name = "URL", default_value = LOCAL, value_parser = admin, verbatim_doc_comment)]
     pub admin: UpstreamUrl,
     /// Token of the admin listener [env: VLLM_LB_ADMIN_TOKEN]
     #[arg(long, value_name = "TOKEN", conflicts_with = "store", value_parser = token)]
@@ -64,10 +66,36 @@ pub struct ExportArgs {
     pub output: Option<PathBuf>,
 }
 
+/// The URL of the balancer of this machine: its address is in `VLLM_LB_ADMIN`, or is the default.
+pub(super) const LOCAL: &str = "local";
+
+/// The address that a balancer listens on by default.
+const DEFAULT_ADMIN: &str = "127.0.0.1:9090";
+
 /// Parses the URL of an admin listener.
 pub(super) fn admin(text: &str) -> Result<UpstreamUrl, String> {
+    if text == LOCAL {
+        return local_admin(environment("VLLM_LB_ADMIN").filter(|address| !address.is_empty()));
+    }
     let url = url::upstream(text)?;
     if url.https { Err("the admin listener speaks http: write http://host:port".into()) } else { Ok(url) }
+}
+
+/// The URL of the admin listener at this address. One on all addresses of the machine is reached at loopback.
+fn local_admin(address: Option<String>) -> Result<UpstreamUrl, String> {
+    let address = address.as_deref().unwrap_or(DEFAULT_ADMIN);
+    let fault = |error: String| format!("VLLM_LB_ADMIN: {error}");
+    match ListenAddress::parse(address).map_err(fault)? {
+        ListenAddress::Unix(path) => url::upstream(&format!("unix:{}", path.display())).map_err(fault),
+        ListenAddress::Tcp(address) => {
+            let reached = match address.rsplit_once(':') {
+                Some(("0.0.0.0", port)) => format!("127.0.0.1:{port}"),
+                Some(("[::]", port)) => format!("[::1]:{port}"),
+                _ => address,
+            };
+            url::upstream(&format!("http://{reached}")).map_err(fault)
+        }
+    }
 }
 
 /// Parses a token.
@@ -98,6 +126,22 @@ mod tests {
             Some(Command::Traces(TracesArgs { command: TracesCommand::Export(args) })) => Ok(args),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn the_balancer_of_this_machine_is_reached_where_it_listens() {
+        for (address, url) in [
+            (None, "http://127.0.0.1:9090"),
+            (Some("0.0.0.0:9191"), "http://127.0.0.1:9191"),
+            (Some("[::]:9191"), "http://[::1]:9191"),
+            (Some("10.1.2.3:80"), "http://10.1.2.3:80"),
+            (Some("unix:/run/admin.sock"), "unix:/run/admin.sock"),
+        ] {
+            let found = local_admin(address.map(str::to_owned)).map(|url| url.display());
+            assert_eq!(found.as_deref(), Ok(url), "{address:?}");
+        }
+        let fault = local_admin(Some("9191".into())).expect_err("is no address");
+        assert!(fault.starts_with("VLLM_LB_ADMIN: "), "{fault}");
     }
 
     #[test]

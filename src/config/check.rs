@@ -92,6 +92,12 @@ impl ConfigDraft {
         self.admin = place;
     }
 
+    /// Replaces the token of the admin listener.
+    pub fn admin_token(&mut self, from: &str, token: &str) {
+        let token = self.take(&ConfigPlace::named(from), super::values::secret(token));
+        self.config.admin.token = token.or(self.config.admin.token.take());
+    }
+
     /// Replaces the Redis of the file.
     pub fn redis(&mut self, from: &str, url: &str) {
         let url = self.take(&ConfigPlace::named(from), super::redis::url(url));

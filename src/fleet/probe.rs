@@ -41,6 +41,11 @@ impl ProbeFailure {
         why
     }
 
+    /// Whether the upstream has answered.
+    pub(super) fn is_answer(&self) -> bool {
+        matches!(self, ProbeFailure::Wrong(_))
+    }
+
     fn from(path: &str, error: &FetchError) -> Self {
         let why = format!("GET {path}: {error}");
         match error {

@@ -71,6 +71,16 @@ pub(crate) fn chains_taken(blocks: usize, took: Duration, is_whole: bool) {
     info!(blocks = blocks, seconds = seconds, whole = is_whole; "took the prefix index over");
 }
 
+/// Logs that a listener uses another certificate from now on.
+pub(crate) fn certificate_renewed(path: &Path) {
+    info!(certificate:% = path.display(); "certificate renewed");
+}
+
+/// Logs that the files of a listener's certificate have changed and cannot be used.
+pub(crate) fn certificate_unusable(problem: &str) {
+    warn!(error = problem; "certificate not renewed");
+}
+
 /// Logs that another process accepts connections from now on.
 pub(crate) fn handed_over(pid: u32, in_flight: u64) {
     info!(other = pid, in_flight = in_flight; "handed over, requests in flight end here");

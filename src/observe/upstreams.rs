@@ -1,6 +1,6 @@
 //! Events of upstreams: their state, their settings, and the blocks that their caches are believed to hold.
 
-use log::{debug, info};
+use log::{debug, info, warn};
 
 use super::{Observer, gauge};
 
@@ -65,13 +65,14 @@ impl Observer {
         self.metrics().probes.reports.with_label_values(&[upstream]).inc();
     }
 
-    /// Records a failed probe. The first failure in a row is logged at info level, later ones at debug level.
-    pub fn probe_failed(&self, upstream: &str, why: &str, in_a_row: u32) {
+    /// Records a failed probe. The first failure in a row is logged at info level, or as a warning where the
+    /// upstream has answered with an error, which an operator has to mend; later ones at debug level.
+    pub fn probe_failed(&self, upstream: &str, why: &str, answered: bool, in_a_row: u32) {
         self.metrics().probes.failed.with_label_values(&[upstream]).inc();
-        if in_a_row == 1 {
-            info!(upstream = upstream, error = why; "upstream does not answer");
-        } else {
-            debug!(upstream = upstream, error = why, in_a_row = in_a_row; "upstream does not answer");
+        match (in_a_row, answered) {
+            (1, true) => warn!(upstream = upstream, error = why; "upstream answers its probe with an error"),
+            (1, false) => info!(upstream = upstream, error = why; "upstream does not answer"),
+            _ => debug!(upstream = upstream, error = why, in_a_row = in_a_row; "upstream does not answer"),
         }
     }
 

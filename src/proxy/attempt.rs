@@ -14,7 +14,7 @@ pub(super) mod wire;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use http::header::CONTENT_TYPE;
+use http::header::AUTHORIZATION;
 use pingora::http::ResponseHeader;
 use tokio::time::{Instant, sleep_until};
 
@@ -27,6 +27,7 @@ use super::watched::watched;
 use super::{cumulative, forwarded_head, headers};
 use crate::fleet::UpstreamSignal;
 use crate::reject::Reject;
+use crate::reply::is_event_stream;
 use crate::reply::judge::{AnswerJudge, AnswerVerdict};
 use crate::retry::{AttemptFailure, EndReason};
 use crate::route::answer::{MAX_WHOLE_ANSWER_BYTES, overflow};
@@ -35,6 +36,9 @@ use connection::UpstreamConnection;
 /// The longest time that an answer, other than a stream, is held without a verdict on its beginning: an
 /// upstream that stalls in the middle of the body must not delay the head.
 const MAX_HOLD_TIME: Duration = Duration::from_secs(1);
+
+/// How long a 429 to a client's own key keeps all requests away from the upstream.
+const MAX_CLIENT_KEY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The largest number of informational answers that are skipped before one answer.
 const MAX_INFORMATIONAL: u32 = 16;
@@ -116,7 +120,7 @@ pub(super) async fn attempt(
         return Err(AttemptFailure::Reset.into());
     }
     let mut answer = Box::new(UpstreamAnswer::new(connection, status));
-    judge_head(scope, placement, answer.head());
+    judge_head(scope, client, request, placement, answer.head());
     if status == 101 {
         return Ok(answer);
     }
@@ -197,13 +201,30 @@ async fn await_head(
 
 /// Reports an answer's head to the fleet. The exchange reports failures, since it knows whether another
 /// upstream fails alike.
-fn judge_head(scope: &RequestScope<'_>, placement: &Placement, head: &ResponseHeader) {
+fn judge_head(
+    scope: &RequestScope<'_>,
+    client: &Client<'_>,
+    request: &ClientRequest,
+    placement: &Placement,
+    head: &ResponseHeader,
+) {
     let (fleet, upstream) = (&scope.shared.fleet, placement.upstream());
     match head.status.as_u16() {
+        429 if shows_client_key(client, request, placement) => {
+            let pause = retry_after(head).map(|pause| pause.min(MAX_CLIENT_KEY_PAUSE));
+            fleet.mark_busy(upstream, pause)
+        }
         429 | 503 => fleet.mark_busy(upstream, retry_after(head)),
         500 | 502.. => {}
         _ => fleet.report(upstream, UpstreamSignal::Answered),
     }
+}
+
+/// Whether the upstream got the client's own key, and so may limit this client alone.
+fn shows_client_key(client: &Client<'_>, request: &ClientRequest, placement: &Placement) -> bool {
+    let replaced = placement.upstream().authorization.is_some()
+        || request.edits.as_ref().is_some_and(|edits| edits.authorization().is_some());
+    !replaced && client.headers().contains_key(AUTHORIZATION)
 }
 
 /// The upstream's `retry-after`, if it sends one.
@@ -222,9 +243,8 @@ async fn judge_beginning(
     answer: &mut UpstreamAnswer,
     watch: &mut RequestWatch,
 ) -> Result<Option<AttemptFailure>, AttemptError> {
-    let text = |name| answer.head().headers.get(name).and_then(|value| value.to_str().ok());
-    let kind = text(CONTENT_TYPE);
-    let is_stream = kind.is_some_and(|kind| kind.starts_with("text/event-stream"));
+    let kind = headers::readable_type(answer.head());
+    let is_stream = is_event_stream(kind);
     let mut judge = AnswerJudge::new(answer.status, kind, headers::length(&answer.head().headers));
     // Measured from the first byte of the body: a head alone decides nothing, and another attempt can follow.
     let mut held_until = None;

@@ -1,7 +1,8 @@
 //! The client of one request: pingora's session with deadlines and with the handling of disconnects.
 //!
-//! Every write ends within `MAX_CLIENT_STALL`: a client that stops reading cannot hold a lease for ever. The
-//! client of a background job may disconnect: later writes are dropped, and the job continues.
+//! Every write of `MAX_WRITE_BYTES` ends within `MAX_CLIENT_STALL`: a client that stops reading cannot hold a
+//! lease for ever. The client of a background job may disconnect: later writes are dropped, and the job
+//! continues.
 //!
 //! Never: write an answer of its own, retry.
 
@@ -19,9 +20,13 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use tokio::time::{sleep, timeout};
 
 use super::wire::ClientWire;
+use crate::names::X_FORWARDED_FOR;
 
 /// How long a client may leave a write unread before it is disconnected.
 pub(super) const MAX_CLIENT_STALL: Duration = Duration::from_secs(120);
+
+/// The most bytes that a client has to read within `MAX_CLIENT_STALL`.
+const MAX_WRITE_BYTES: usize = 256 << 10;
 
 /// The largest piece of a body that is read at once, where it is not read into a buffer.
 const MAX_PIECE_BYTES: usize = 64 << 10;
@@ -190,12 +195,17 @@ impl<'s> Client<'s> {
         self.headers().contains_key(TRANSFER_ENCODING) && !self.session.is_body_done()
     }
 
-    /// Frees the request's fields, which are not read after the answer's head.
-    pub(super) fn forget_fields(&mut self) {
+    /// Frees the request's fields, which are not read after the answer's head. With `keeps_forwarded`,
+    /// `x-forwarded-for` stays: the log record names the client by it.
+    pub(super) fn forget_fields(&mut self, keeps_forwarded: bool) {
         let head = self.session.req_header();
         // What was parsed once can be parsed again.
         if let Ok(mut bare) = RequestHeader::build_no_case(head.method.clone(), head.raw_path(), Some(0)) {
             bare.set_version(head.version);
+            for hops in head.headers.get_all(X_FORWARDED_FOR).iter().filter(|_| keeps_forwarded) {
+                // A value of a field is one again.
+                let _ = bare.append_header(X_FORWARDED_FOR, hops);
+            }
             *self.session.req_header_mut() = bare;
         }
     }
@@ -357,14 +367,23 @@ impl<'s> Client<'s> {
         if self.presence == ClientPresence::Gone || piece.is_empty() {
             return Ok(());
         }
-        let written = match &mut *self.session {
-            ServerSession::H1(session) => within_deadline(session.write_body(piece)).await.map(drop),
-            other => {
-                let piece = Bytes::copy_from_slice(piece);
-                within_deadline(other.write_response_body(piece, false)).await
-            }
-        };
+        let written = self.write_slices(piece).await;
         self.settle(written)
+    }
+
+    /// Writes a piece in slices with a deadline each: a client that reads slowly may take longer for a large
+    /// piece than for one that it does not read.
+    async fn write_slices(&mut self, piece: &[u8]) -> Result<()> {
+        for slice in piece.chunks(MAX_WRITE_BYTES) {
+            match &mut *self.session {
+                ServerSession::H1(session) => drop(within_deadline(session.write_body(slice)).await?),
+                other => {
+                    let slice = Bytes::copy_from_slice(slice);
+                    within_deadline(other.write_response_body(slice, false)).await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Ends an answer's body.

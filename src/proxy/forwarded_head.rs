@@ -32,6 +32,7 @@ pub(super) fn towards_upstream(
     let mut head = UpstreamHead::new(from.method.clone(), target, from.headers.len() + 7);
     head.append(header::HOST, HeaderValue::from_str(&upstream.host)?);
     let nominated: Vec<HeaderName> = nominated(&from.headers).flatten().collect();
+    let cookies = joined_cookies(client);
     let trusted = scope.settings.trusts(client.address());
     let edits_answer = request.edits.is_some()
         || request.usage_injection.is_some()
@@ -42,6 +43,7 @@ pub(super) fn towards_upstream(
             header::HOST | header::CONTENT_LENGTH => true,
             // What is compressed on the way could not be edited or recorded.
             header::ACCEPT_ENCODING => edits_answer,
+            header::COOKIE => cookies.is_some(),
             _ => {
                 is_hop_by_hop(name)
                     || is_forwarded(name)
@@ -53,6 +55,9 @@ pub(super) fn towards_upstream(
         if !stays && !nominated.contains(name) {
             head.append(name.clone(), value.clone());
         }
+    }
+    if let Some(cookies) = cookies.filter(|_| !nominated.contains(&header::COOKIE)) {
+        head.append(header::COOKIE, cookies?);
     }
     if client.is_upgrade() {
         head.append(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -72,6 +77,14 @@ pub(super) fn towards_upstream(
         edits.towards_upstream(&mut head, upstream);
     }
     Ok(head)
+}
+
+/// The cookies of a client that has sent them in several fields, as HTTP/2 does: HTTP/1.1 has one field.
+fn joined_cookies(client: &Client<'_>) -> Option<Result<HeaderValue, InvalidHeaderValue>> {
+    let fields = client.headers().get_all(header::COOKIE);
+    fields.iter().nth(1)?;
+    let fields: Vec<&[u8]> = fields.iter().map(HeaderValue::as_bytes).collect();
+    Some(HeaderValue::from_bytes(&fields.join(&b"; "[..])))
 }
 
 /// The target as upstreams get it: a path with its query, also where the client named the host in it.

@@ -12,6 +12,9 @@ use super::client::Client;
 use crate::names::{OWN_FIELD_PREFIX, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID};
 use crate::reject::Reject;
 
+/// The most fields that `connection` may nominate.
+const MAX_NOMINATED_FIELDS: usize = 64;
+
 /// Returns the rejection of a head that must not be used.
 ///
 /// A request with both a length and a transfer coding is how requests are smuggled past a proxy that
@@ -52,6 +55,10 @@ pub(super) fn refuse(session: &ServerSession, most: u64, mark: &HeaderValue) -> 
     let hosts = head.headers.get_all(header::HOST).iter().count();
     if hosts > 1 {
         return Some(Reject::Malformed { why: "more than one host" });
+    }
+    // Each field of the head is compared with each nominated one.
+    if nominated(&head.headers).nth(MAX_NOMINATED_FIELDS).is_some() {
+        return Some(Reject::Malformed { why: "connection nominates too many fields" });
     }
     if nominated(&head.headers).any(|name| name.is_none_or(|name| is_protected(&name))) {
         return Some(Reject::Malformed { why: "connection nominates what it may not" });
@@ -131,6 +138,17 @@ pub(super) fn host(head: &RequestHeader) -> Option<String> {
     field.or_else(|| head.uri.authority().map(|authority| authority.as_str())).map(str::to_string)
 }
 
+/// Whether an answer can be read, that is, is not compressed; vLLM compresses nothing.
+pub(super) fn is_plain(head: &ResponseHeader) -> bool {
+    head.headers.get(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity")
+}
+
+/// The type of an answer that can be read.
+pub(super) fn readable_type(head: &ResponseHeader) -> Option<&str> {
+    let kind = head.headers.get(header::CONTENT_TYPE).filter(|_| is_plain(head));
+    kind.and_then(|value| value.to_str().ok())
+}
+
 /// Removes the length: the answer's body is edited while it streams.
 pub(super) fn of_unknown_length(head: &mut ResponseHeader) -> Result<()> {
     match head.remove_header(&header::CONTENT_LENGTH) {
@@ -156,8 +174,11 @@ pub(super) fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
     head.set_reason_phrase(from.get_reason_phrase())?;
     let framing = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
     // `connection` must not nominate fields that frame the body.
-    let nominated: Vec<HeaderName> =
-        nominated(&from.headers).flatten().filter(|name| !framing.contains(name)).collect();
+    let nominated: Vec<HeaderName> = nominated(&from.headers)
+        .flatten()
+        .filter(|name| !framing.contains(name))
+        .take(MAX_NOMINATED_FIELDS)
+        .collect();
     for (name, value) in &from.headers {
         let stays = match *name {
             header::TRANSFER_ENCODING => false,
@@ -185,6 +206,7 @@ pub(super) fn of_answer(from: &ResponseHeader) -> Result<ResponseHeader> {
 pub(super) fn frame_answer(head: &mut ResponseHeader, client: &Client<'_>) -> Result<()> {
     if head.status == StatusCode::NO_CONTENT {
         head.remove_header(&header::CONTENT_LENGTH);
+        head.remove_header(&header::TRANSFER_ENCODING);
     }
     let bodiless = client.is_head() || matches!(head.status.as_u16(), 101 | 204 | 304);
     if client.head().version == Version::HTTP_10 {

@@ -129,9 +129,13 @@ fn unreached(entry: &SnapshotEntry, error: &str, expose: bool) -> Response<Bytes
     answer
 }
 
-/// Keeps only the fields that describe the body of an answer that was read whole.
+/// Keeps only the fields that describe the body of an answer that was read whole. A status that ends no
+/// request is no answer.
 fn clean(answer: Response<Bytes>) -> Response<Bytes> {
-    let (parts, body) = answer.into_parts();
+    let (mut parts, body) = answer.into_parts();
+    if parts.status.is_informational() {
+        parts.status = StatusCode::BAD_GATEWAY;
+    }
     let mut cleaned = Response::new(body);
     *cleaned.status_mut() = parts.status;
     if let Some(kind) = parts.headers.get(header::CONTENT_TYPE) {

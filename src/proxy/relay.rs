@@ -278,7 +278,7 @@ async fn carry_body(
     let stalled = written.map_err(RequestEnd::Disconnected)?;
     answer.first = Bytes::new();
     if answer.pipeline.is_stream() && request.body.is_complete() {
-        client.forget_fields();
+        client.forget_fields(scope.settings.trusts(client.address()));
     }
     watch.record_forwarded(stalled);
     let PreparedAnswer { connection, pipeline, over, .. } = answer;

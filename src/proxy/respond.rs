@@ -48,8 +48,8 @@ pub(super) async fn send(
     let mut head = ResponseHeader::build(parts.status, Some(parts.headers.len() + 5))?;
     head.insert_header(header::DATE, get_cached_date())?;
     head.insert_header(header::SERVER, PRODUCT)?;
-    // The length would be that of the answer that the client has.
-    if parts.status != StatusCode::NOT_MODIFIED {
+    // Of a 304 the length would be that of the answer that the client has, and a 204 has none.
+    if !matches!(parts.status, StatusCode::NOT_MODIFIED | StatusCode::NO_CONTENT) {
         head.insert_header(header::CONTENT_LENGTH, body.len())?;
     }
     if let Ok(id) = HeaderValue::try_from(scope.id) {

@@ -227,7 +227,7 @@ impl RouteEdits {
     pub(super) fn begin(&mut self, head: &mut ResponseHeader, random: &RandomSource) -> Result<()> {
         let status = head.status.as_u16();
         let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-        let plain = is_plain(head);
+        let plain = headers::is_plain(head);
         let asker = AnswerContext {
             dialect: self.dialect,
             model: self.model.as_deref(),
@@ -262,12 +262,12 @@ impl RouteEdits {
         // Without the token ids that the route requests, it is refused.
         let is_checked = self.plan.route.token_ids && self.dialect == BodyDialect::Chat;
         let is_held = self.translates() || is_checked;
-        is_held && is_plain(head) && translation::holds(head.status.as_u16(), kind)
+        is_held && headers::is_plain(head) && translation::holds(head.status.as_u16(), kind)
     }
 
     /// Whether an answer with this head may be answered in another way, once its body is known.
     pub(super) fn may_overflow(&self, head: &ResponseHeader) -> bool {
-        head.status == 400 && self.plan.route.overflow == OverflowPolicy::Length && is_plain(head)
+        head.status == 400 && self.plan.route.overflow == OverflowPolicy::Length && headers::is_plain(head)
     }
 
     /// The answer in place of an upstream's whole error that says that the prompt does not fit. `sent`: the
@@ -346,9 +346,4 @@ pub(super) fn authorization(
         edits.towards_upstream(&mut head, upstream);
     }
     head.get(&header::AUTHORIZATION).cloned()
-}
-
-/// Whether an answer can be read, that is, is not compressed; vLLM compresses nothing.
-fn is_plain(head: &ResponseHeader) -> bool {
-    head.headers.get(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity")
 }

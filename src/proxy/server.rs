@@ -99,7 +99,6 @@ pub(crate) async fn serve(
         }
     }
     shutdown.announce_close();
-    shutdown.end_streams();
     close.send_replace(true);
     end(&mut connections, &shutdown, phases).await
 }

@@ -17,7 +17,7 @@ use super::request_end::RequestEnd;
 use super::request_report::{RequestReport, report_failure};
 use super::watch::RequestWatch;
 use crate::fleet::Outcome;
-use crate::retry::AttemptFailure;
+use crate::retry::{AttemptFailure, EndReason};
 
 /// How long the upstream may take to close its side after the client has closed its own.
 const MAX_CLOSE_TIME: Duration = Duration::from_secs(10);
@@ -32,6 +32,11 @@ pub(super) async fn carry(
     watch: &mut RequestWatch,
     report: &mut RequestReport,
 ) -> Result<(), RequestEnd> {
+    if client.sends_more() {
+        // Its first bytes came before the switch, and were read as the beginning of another request.
+        client.close_after();
+        return Err(RequestEnd::Disconnected(Error::new_down(pingora::ErrorType::ConnectionClosed)));
+    }
     let (mut connection, head) = answer.into_upgrade();
     placement.conclude(scope, request, true);
     let now = std::time::Instant::now();
@@ -42,7 +47,8 @@ pub(super) async fn carry(
     client.wait_without_limit();
     watch.record_answer_piece();
     let failure = match pass(client, request, &mut connection, watch).await? {
-        None => {
+        // Either side may be silent: the limit of silence ends the connection, and no upstream has failed.
+        None | Some(AttemptFailure::Ended(EndReason::Idle)) => {
             report.outcome = Some(Outcome::Answered(101));
             return Ok(());
         }

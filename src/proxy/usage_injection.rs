@@ -7,13 +7,13 @@
 //! Never: await, edit an answer whose usage the client requested.
 
 use bytes::Bytes;
-use http::header;
 use pingora::Result;
 use pingora::http::ResponseHeader;
 
 use super::headers;
 use super::route_edits::RouteEdits;
 use crate::prompt::scan::Scanner;
+use crate::reply::is_event_stream;
 use crate::route::api_paths::Api;
 use crate::route::dialect::BodyDialect;
 use crate::route::usage::{self, UsageFilter, UsageRequest};
@@ -54,10 +54,8 @@ impl UsageInjection {
 
     /// An answer begins.
     pub(super) fn begin(&mut self, head: &mut ResponseHeader) -> Result<()> {
-        let text = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
-        let plain = text(header::CONTENT_ENCODING).is_none_or(|coding| coding == "identity");
-        let is_stream = text(header::CONTENT_TYPE).is_some_and(|kind| kind.starts_with("text/event-stream"));
-        let filters = plain && !self.keeps && is_stream && head.status.is_success();
+        let is_stream = is_event_stream(headers::readable_type(head));
+        let filters = !self.keeps && is_stream && head.status.is_success();
         self.filter = filters.then(UsageFilter::default);
         if filters { headers::of_unknown_length(head) } else { Ok(()) }
     }

@@ -326,7 +326,9 @@ impl RequestWatch {
         let total = at(self.begun, self.limits.total, EndReason::Total);
         let upload = self.upload.and_then(|upload| upload.deadline());
         let upload = upload.map(|deadline| (deadline, EndReason::SlowUpload));
-        let step = self.attempt.and_then(|attempt| match attempt.last_piece {
+        // While the client owes a part of its body, its pace counts and not the upstream's silence.
+        let waits_for_answer = self.attempt.filter(|_| self.upload.is_none());
+        let step = waits_for_answer.and_then(|attempt| match attempt.last_piece {
             None => at(attempt.sent, self.limits.first_byte, EndReason::FirstByte),
             Some(moved) => at(moved, self.limits.idle, EndReason::Idle),
         });

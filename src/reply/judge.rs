@@ -13,8 +13,8 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::media_type;
 use super::sse::is_error;
+use super::{is_event_stream, media_type};
 use crate::sse::{LineSplitter, SseField, SsePiece, count_work};
 
 /// The longest beginning of a body that is examined.
@@ -89,7 +89,7 @@ impl AnswerJudge {
         let media = media_type(content_type);
         let kind = match (status, media) {
             (500, _) => JudgedAnswer::Error(Vec::new()),
-            (200, media) if media.eq_ignore_ascii_case("text/event-stream") => {
+            (200, _) if is_event_stream(content_type) => {
                 JudgedAnswer::Stream { lines: LineSplitter::new(MAX_SEEN_BYTES), name: EventName::None }
             }
             (200, media)

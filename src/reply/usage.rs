@@ -33,7 +33,7 @@ use memchr::memmem::Finder;
 use self::json::UsageDocument;
 use self::readings::MeterReadings;
 pub use self::readings::StreamError;
-use super::media_type;
+use super::{is_event_stream, media_type};
 use crate::sse::{LineSplitter, SsePiece, count_work};
 
 /// The token counts that an answer reports; unknown ones are `None`.
@@ -92,7 +92,7 @@ impl UsageMeter {
     /// Creates a meter for an answer of this type; `None` for types without usage, such as sound.
     pub fn of(content_type: Option<&str>) -> Option<Self> {
         let media = media_type(content_type);
-        let form = if media.eq_ignore_ascii_case("text/event-stream") {
+        let form = if is_event_stream(content_type) {
             MeterInput::Events { lines: LineSplitter::new(MAX_HEAD_BYTES), is_data: false }
         } else if media.eq_ignore_ascii_case("application/json") {
             MeterInput::Document

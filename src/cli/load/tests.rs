@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use super::*;
+use crate::config::secret::Secret;
 use crate::config::types::{ListenAddress, UpstreamConfig};
 
 const FILE: &str = "
@@ -53,6 +54,7 @@ fn flags_go_before_environment_and_environment_before_file() {
         ("VLLM_LB_CONFIG", "lb.yaml"),
         ("VLLM_LB_LISTEN", "127.0.0.1:3, [::1]:3"),
         ("VLLM_LB_ADMIN", "127.0.0.1:4"),
+        ("VLLM_LB_ADMIN_TOKEN", "from-env"),
         ("VLLM_LB_LOGFORMAT", "json"),
         ("VLLM_LB_VERBOSITY", "Warning"),
     ];
@@ -65,6 +67,7 @@ fn flags_go_before_environment_and_environment_before_file() {
     assert_eq!((listen, env.admin.address), (vec![tcp("127.0.0.1:3"), tcp("[::1]:3")], tcp("127.0.0.1:4")));
     assert_eq!((env.log.level, env.log.format), (LogLevel::Warning, Some(LogFormat::Json)));
     assert_eq!(env.upstreams[0].name, "file:80");
+    assert_eq!((file.admin.token, env.admin.token), (None, Some(Secret::new("from-env"))));
 
     let flags = config("-l 127.0.0.1:5 -l 127.0.0.1:6 -a 127.0.0.1:7 -L txt -v http://flag", &variables);
     assert_eq!((flags.listen.len(), flags.admin.address), (2, tcp("127.0.0.1:7")));

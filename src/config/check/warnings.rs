@@ -1,7 +1,9 @@
 //! Warnings: what is valid and most likely a mistake.
 
+use std::net::IpAddr;
+
 use crate::config::problem::{ConfigPlace, ConfigProblem, seen};
-use crate::config::types::{Config, PassthroughTarget, RouteConfig};
+use crate::config::types::{Config, ListenAddress, PassthroughTarget, RouteConfig, UpstreamUrl};
 
 /// The port of collectors for gRPC, which is not spoken.
 const OTLP_GRPC_PORT: u16 = 4317;
@@ -13,6 +15,8 @@ pub fn warnings(config: &Config) -> Vec<ConfigProblem> {
         let text = "4317 is the port of OTLP over gRPC: OTLP over HTTP usually has 4318";
         found.push(ConfigProblem::new(&ConfigPlace::named("otlp.endpoint"), text));
     }
+    found.extend(open_admin(config));
+    found.extend(own_listeners(config));
     for (index, route) in config.routes.iter().enumerate() {
         let place = ConfigPlace::named(&format!("routes[{index}]"));
         if let Some(to) = route.to.as_ref().filter(|to| !may_be_served(config, route, to)) {
@@ -27,6 +31,60 @@ pub fn warnings(config: &Config) -> Vec<ConfigProblem> {
         }
     }
     found
+}
+
+/// Reports an admin listener that other machines reach and that has no token.
+fn open_admin(config: &Config) -> Option<ConfigProblem> {
+    let ListenAddress::Tcp(address) = &config.admin.address else { return None };
+    if config.admin.token.is_some() || is_loopback(host_of(address)) {
+        return None;
+    }
+    let text = format!(
+        "every machine that reaches {address} may change and stop upstreams: set admin.token or \
+         VLLM_LB_ADMIN_TOKEN"
+    );
+    Some(ConfigProblem::new(&ConfigPlace::named("admin.address"), text))
+}
+
+/// Reports upstreams that are a listener of this balancer: each request to one would end in a loop.
+fn own_listeners(config: &Config) -> Vec<ConfigProblem> {
+    let listeners = config.listen.iter().map(|listen| &listen.address).chain([&config.admin.address]);
+    let own: Vec<&String> = listeners
+        .filter_map(|address| match address {
+            ListenAddress::Tcp(address) => Some(address),
+            ListenAddress::Unix(_) => None,
+        })
+        .collect();
+    let is_own = |url: &UpstreamUrl| {
+        let port = format!(":{}", url.port);
+        let local = url.unix.is_none() && is_loopback(&url.host);
+        local && own.iter().any(|address| address.ends_with(&port) && serves_loopback(host_of(address)))
+    };
+    let mut found = Vec::new();
+    for (index, upstream) in config.upstreams.iter().enumerate() {
+        if is_own(&upstream.url) {
+            let place = ConfigPlace::named(&format!("upstreams[{index}]")).key("url", None);
+            let text = format!("{} is a listener of this balancer, and no vLLM", upstream.url.display());
+            found.push(ConfigProblem::new(&place, text));
+        }
+    }
+    found
+}
+
+/// The host of `host:port`.
+fn host_of(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
+}
+
+/// Whether only this machine reaches the host.
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// Whether a listener on the host is reached over loopback.
+fn serves_loopback(host: &str) -> bool {
+    is_loopback(host) || matches!(host, "0.0.0.0" | "[::]")
 }
 
 /// Whether an upstream may serve the model: one without a list of models may, and one to be discovered.

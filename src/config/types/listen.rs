@@ -120,7 +120,7 @@ impl SettingsTable for ListenTls {
     const TABLE: &'static [SettingRow<Self>] = &[
         row(
             "certificate",
-            "PEM file with the certificate and its chain; a reload reads the file again.",
+            "PEM file with the certificate and its chain; read again each minute and by a reload.",
             &value(|tls: &mut Self| &mut tls.certificate, path()),
         )
         .required(),

@@ -86,7 +86,8 @@ impl UpstreamRecord {
         let updated = match found {
             Ok(ProbeReport { models, version }) => self.update_facts(Some(models), version),
             Err(failure) => {
-                self.observer.probe_failed(self.upstream().name(), failure.why(), self.machine.missed());
+                let (name, answered) = (self.upstream().name(), failure.is_answer());
+                self.observer.probe_failed(name, failure.why(), answered, self.machine.missed());
                 false
             }
         };

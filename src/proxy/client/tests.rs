@@ -79,3 +79,29 @@ async fn disconnects_clients_that_stop_reading() {
         assert!(refused);
     }
 }
+
+/// Regression: the deadline was one of the whole write, so that a client that read a large answer steadily
+/// and slowly was cut off.
+#[tokio::test(start_paused = true)]
+async fn slow_client_gets_a_large_piece_that_it_reads_steadily() {
+    let (mut client, mut session) = sent("GET / HTTP/1.1\r\nhost: a\r\n\r\n", MAX_WRITE_BYTES).await;
+    let mut here = Client::new(&mut session);
+    let mut head = ResponseHeader::build(200, None).unwrap();
+    let piece = vec![b'x'; 8 * MAX_WRITE_BYTES];
+    head.insert_header("content-length", piece.len()).unwrap();
+    let write = async {
+        here.write_head(head, b"", false).await?;
+        here.write(&piece).await
+    };
+    let begun = tokio::time::Instant::now();
+    let read = async {
+        let (mut slice, mut received) = (vec![0; MAX_WRITE_BYTES], 0);
+        while received < piece.len() {
+            sleep(MAX_CLIENT_STALL / 2).await;
+            received += client.read(&mut slice).await.unwrap();
+        }
+    };
+    let (written, ()) = tokio::join!(write, read);
+    written.unwrap();
+    assert!(begun.elapsed() > 2 * MAX_CLIENT_STALL, "it took longer than one write may");
+}

@@ -11,9 +11,11 @@ use bytes::Bytes;
 use pingora::Result;
 use pingora::http::ResponseHeader;
 
+use crate::proxy::headers;
 use crate::proxy::placement::Placement;
 use crate::proxy::request::{ClientRequest, RequestScope};
 use crate::reply::ending::{ErrorEventForm, StreamTail};
+use crate::reply::is_event_stream;
 use crate::reply::sse::EventTracker;
 use crate::reply::usage::{CachedTokensField, StreamError, Usage, UsageMeter};
 
@@ -39,8 +41,8 @@ impl AnswerPipeline {
         head: &mut ResponseHeader,
     ) -> Result<Self> {
         let status = head.status.as_u16();
-        let kind = head.headers.get(http::header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let tail = kind.is_some_and(|kind| kind.starts_with("text/event-stream")).then(StreamTail::default);
+        let kind = headers::readable_type(head);
+        let tail = is_event_stream(kind).then(StreamTail::default);
         // A chat that is made into a response announces nothing.
         let is_chat = request.edits.as_ref().is_some_and(|edits| edits.translates());
         let announces =
@@ -48,6 +50,10 @@ impl AnswerPipeline {
         let announced = announces.then(Box::default);
         let metered = status == 200 && request.counts_tokens;
         let meter = if metered { UsageMeter::of(kind).map(Box::new) } else { None };
+        if tail.is_some() {
+            // The error event of a broken stream would be cut at a declared length, and look whole.
+            headers::of_unknown_length(head)?;
+        }
         if let Some(continued) = &mut request.continued {
             continued.begin(head, &scope.shared.observer)?;
         }

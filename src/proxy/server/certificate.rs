@@ -1,5 +1,5 @@
-//! The TLS certificate of a listener, which a reload can replace: later handshakes use the new certificate,
-//! open connections keep theirs.
+//! The TLS certificate of a listener, which can be replaced: later handshakes use the new certificate, open
+//! connections keep theirs.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -48,6 +48,11 @@ impl ListenerCertificate {
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
         Ok(Arc::new(ListenerCertificate { files: files.clone(), current, acceptor }))
+    }
+
+    /// The file of the certificate.
+    pub(crate) fn path(&self) -> &Path {
+        &self.files.certificate
     }
 
     /// Reads the files again; returns the certificate if it differs from the current one.

@@ -40,7 +40,13 @@ impl Listener {
     /// Binds, and loads the certificate where there is one.
     pub(crate) async fn bind(listen: &Listen) -> Result<Self, String> {
         let tls = listen.tls.as_ref().map(ListenerCertificate::new).transpose()?;
-        let say = |address: &dyn Display, error: io::Error| format!("cannot listen on {address}: {error}");
+        let say = |address: &dyn Display, error: io::Error| match error.kind() {
+            io::ErrorKind::AddrInUse => format!(
+                "cannot listen on {address}: {error}: another process has it, perhaps a vLLM; choose another \
+                 address by listen (--listen) or admin.address (--admin)"
+            ),
+            _ => format!("cannot listen on {address}: {error}"),
+        };
         match &listen.address {
             ListenAddress::Tcp(address) => {
                 let socket = TcpListener::bind(address).await.map_err(|error| say(address, error))?;

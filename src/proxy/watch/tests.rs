@@ -183,3 +183,17 @@ async fn phases_of_the_last_attempt_count_from_the_head() {
     };
     assert_eq!(watch.times(), times, "a slow client makes no gap");
 }
+
+/// Regression: a client that paused its upload was blamed on the upstream, which was still waiting for the
+/// body.
+#[tokio::test(start_paused = true)]
+async fn the_upstream_is_not_late_while_the_client_owes_its_body() {
+    let mut watch = watch(seconds(2, 1, 0));
+    watch.set_upload(Some(UploadPace::new(Instant::now())));
+    watch.begin_attempt(0);
+    assert_eq!(ends(&mut watch).await, (EndReason::SlowUpload, 30));
+
+    watch.set_upload(None);
+    watch.begin_attempt(0);
+    assert_eq!(ends(&mut watch).await, (EndReason::FirstByte, 2));
+}

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use http::Request;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::common::h2::H2;
 use crate::common::wire::{self, Framing, Head, Wire};
-use crate::common::{Balancer, PATIENCE, config, eventually, serving, upstream, upstreams};
+use crate::common::{Balancer, PATIENCE, config, eventually, gauge_of, paced, serving, upstream, upstreams};
 use vllm_lb::config::types::UpstreamConfig;
 
 /// The limits of the product.
@@ -152,4 +152,27 @@ async fn a_shutdown_does_not_wait_for_viewers() {
     assert!(rest.whole, "the stream ends in order");
     assert_eq!(stopped.await.expect("it stops"), 0, "no connection is cut");
     assert!(start.elapsed() < PATIENCE / 4, "{:?}", start.elapsed());
+}
+
+/// Regression: the admin listener closed with the public ones, so that monitoring reported a balancer as lost
+/// while it served its last requests.
+#[tokio::test]
+async fn a_stop_serves_the_admin_listener_until_the_last_request_ends() {
+    let engine = paced(Duration::from_millis(20)).await;
+    let balancer = Balancer::over([&engine]).await;
+    let (address, admin) = (balancer.address().to_string(), balancer.running.admin.clone());
+    let (mut viewer, head) = connect(&balancer).await;
+    assert_eq!(head.status, 200);
+    let mut client = balancer.client().await;
+    let body = r#"{"model": "sim", "prompt": "a", "max_tokens": 200, "ignore_eos": true, "stream": true}"#;
+    client.send(wire::post("/v1/completions", body)).await;
+    let stream = client.head().await;
+    let stopped = tokio::spawn(balancer.running.stop(PATIENCE));
+    let refused = async || TcpStream::connect(&address).await.is_err().then_some(());
+    eventually("the public listener closes", refused).await;
+    let page = Wire::connect(&admin).await.ask(wire::get("/metrics")).await.expect(200);
+    assert_eq!(gauge_of(page.text(), "vllm_lb_in_flight"), 1, "the request still runs");
+    next_event(&mut viewer).await;
+    assert!(client.body(stream).await.whole, "the request ends in order");
+    assert!(stopped.await.expect("it stops") == 0 && TcpStream::connect(&admin).await.is_err());
 }

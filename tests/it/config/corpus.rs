@@ -367,6 +367,42 @@ fn suspicious_values_are_warnings() {
     assert_eq!(check::warnings(&check::check(open, &env).expect("is valid")), []);
 }
 
+#[test]
+fn an_admin_listener_that_is_open_to_all_and_an_upstream_that_is_a_listener_are_warnings() {
+    let table = [
+        ("admin: {address: '127.0.0.1:9090'}", "http://a", vec![]),
+        ("admin: {address: 'localhost:9090'}", "http://a", vec![]),
+        ("admin: {address: '[::1]:9090'}", "http://a", vec![]),
+        ("admin: {address: '0.0.0.0:9090', token: s}", "http://a", vec![]),
+        (
+            "admin: {address: '0.0.0.0:9090'}",
+            "http://a",
+            vec![
+                "admin.address: every machine that reaches 0.0.0.0:9090 may change and stop upstreams: set \
+                 admin.token or VLLM_LB_ADMIN_TOKEN",
+            ],
+        ),
+        ("listen: '0.0.0.0:8000'", "http://gpu-0:8000", vec![]),
+        ("listen: '127.0.0.1:8000'", "http://127.0.0.1:18000", vec![]),
+        (
+            "listen: '0.0.0.0:8000'",
+            "http://localhost:8000",
+            vec!["upstreams[0].url: http://localhost:8000 is a listener of this balancer, and no vLLM"],
+        ),
+        (
+            "listen: '[::]:8000'",
+            "http://127.0.0.1:9090",
+            vec!["upstreams[0].url: http://127.0.0.1:9090 is a listener of this balancer, and no vLLM"],
+        ),
+    ];
+    for (keys, upstream, wanted) in table {
+        let text = format!("upstreams: ['{upstream}']\n{keys}\n");
+        let config = check::check(&text, &env).unwrap_or_else(|problems| panic!("{keys}: {problems:?}"));
+        let lines: Vec<String> = check::warnings(&config).iter().map(ConfigProblem::to_string).collect();
+        assert_eq!(lines, wanted, "{keys} {upstream}");
+    }
+}
+
 /// With a source, neither the names nor the models are known in advance.
 #[test]
 fn names_that_may_be_discovered_are_warnings() {

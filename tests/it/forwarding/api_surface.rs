@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::common::body::{chat, stream};
+use crate::common::raw::Raw;
 use crate::common::wire::{JSON, Wire, get, post, request, upgrade};
 use crate::common::{
     Balancer, EngineServer, InjectedFault, Options, config, engine, engines, paced, serving, upstreams,
@@ -199,6 +200,19 @@ async fn a_control_call_reports_each_refusal() {
     let balancer = Balancer::ready(config).await;
     balancer.ask(post("/pause", "")).await.expect(404);
     assert!(engines.iter().all(|engine| paths(engine) == ["POST /pause"]), "both were asked");
+}
+
+/// Regression: the client of a control call got the 101 of an upstream, and no final answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_call_answers_with_a_final_status() {
+    for (answer, status) in [("101 Switching Protocols", 502), ("204 No Content", 204)] {
+        let raw = Raw::start(&format!("HTTP/1.1 {answer}\r\n\r\n")).await;
+        let mut config = config(vec![raw.upstream()]);
+        config.passthrough = vec![passthrough("/pause", PassthroughTarget::All)];
+        let balancer = Balancer::ready(config).await;
+        let got = balancer.ask(post("/pause", "")).await.expect(status);
+        assert_eq!(got.header("content-length").is_empty(), status == 204);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,15 +1,19 @@
 //! The address of a request's client in its log record, behind proxies and behind clients that lie.
 
-use crate::common::body::chat;
+use crate::common::body::{chat, stream};
 use crate::common::wire::{JSON, request};
 use crate::common::{Balancer, EngineServer, Options, config, engine, eventually, logs, loopback, upstreams};
 use vllm_lb::config::types::{Config, TrustedProxies, TrustedProxy};
 
 /// The field `client` of the record of a request with these fields.
 async fn client_of(balancer: &Balancer, id: &str, forwarded: &[&str]) -> String {
+    client_with(balancer, id, forwarded, &chat("sim")).await
+}
+
+async fn client_with(balancer: &Balancer, id: &str, forwarded: &[&str], body: &str) -> String {
     let mut headers = vec![JSON, ("x-request-id", id)];
     headers.extend(forwarded.iter().map(|value| ("x-forwarded-for", *value)));
-    let asked = request("POST", "/v1/chat/completions", &headers, chat("sim").as_bytes());
+    let asked = request("POST", "/v1/chat/completions", &headers, body.as_bytes());
     balancer.ask(asked).await.expect(200);
     let wanted = format!("request done id={id} client=");
     eventually("the request is logged", async || {
@@ -59,4 +63,13 @@ async fn the_client_of_a_trusted_proxy_is_logged() {
         let is_peer = wanted.ends_with("1:") && client.starts_with(wanted);
         assert!(client == wanted || is_peer, "{wanted}: {client}");
     }
+}
+
+/// Regression: the fields of a stream's request are freed with the head of its answer, and its record named
+/// the proxy.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_behind_a_proxy_is_logged_for_streams_too() {
+    let (_engine, balancer) = trusting(loopback()).await;
+    let client = client_with(&balancer, "proxied-stream", &["203.0.113.7"], &stream("sim", 3)).await;
+    assert_eq!(client, "203.0.113.7");
 }

@@ -352,3 +352,65 @@ async fn idle_upstream_connections_survive_unrelated_reloads() {
     let posts = posts.lock().expect("no test panics with it").clone();
     assert_eq!(posts, [posts[0]; 3]);
 }
+
+/// Regression: the judge waited for lines of events in compressed bytes, until the stream ended.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compressed_stream_is_not_held_back() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-encoding: gzip\r\n\r\n";
+    let raw = Raw::holding(&format!("{head}compressed")).await;
+    let mut config = config(vec![raw.upstream()]);
+    config.timeouts.first_byte = Some(Duration::from_secs(5));
+    let balancer = Balancer::ready(config).await;
+    let mut client = balancer.client().await;
+    client.send(post(CHAT, stream("sim", 3))).await;
+    let head = client.head().await;
+    let mut framing = head.framing;
+    assert_eq!(head.status, 200);
+    assert_eq!(client.piece(&mut framing).await.unwrap().unwrap(), "compressed");
+    raw.close();
+    balancer.until_idle().await;
+}
+
+/// Regression: the error event was cut at the length that the upstream had declared, so that the stream
+/// looked whole.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broken_stream_of_declared_length_ends_with_a_whole_error_event() {
+    let event = "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"}}]}\n\n";
+    for kind in ["text/event-stream", "Text/Event-Stream; charset=utf-8"] {
+        for missing in [1, 60, 500] {
+            let length = event.len() + missing;
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\n\r\n");
+            let raw = Raw::holding(&format!("{head}{event}")).await;
+            let balancer = Balancer::ready(config(vec![raw.upstream()])).await;
+            let mut client = balancer.client().await;
+            client.send(post(CHAT, stream("sim", 3))).await;
+            let head = client.head().await;
+            assert_eq!(head.status, 200);
+            // An upstream that breaks before the client has anything is another case.
+            raw.close();
+            let answer = client.body(head).await;
+            let last = answer.text().trim_end().rsplit("\n\n").nth(1).unwrap_or_default();
+            let error: serde_json::Value =
+                serde_json::from_str(last.strip_prefix("data: ").unwrap_or_default()).unwrap_or_default();
+            assert!(error["error"]["message"].is_string(), "{kind}, {missing}: {}", answer.text());
+        }
+    }
+}
+
+/// Regression: an idle WebSocket counted as a failure of its upstream, and a few clients tripped it.
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_websockets_do_not_trip_their_upstream() {
+    let (upstream, _task) = silent_socket().await;
+    let mut config = config(vec![upstream]);
+    config.timeouts.idle = Some(Duration::from_millis(100));
+    let balancer = Balancer::ready(config).await;
+    for _ in 0..8 {
+        let mut client = balancer.client().await;
+        client.send(upgrade("/v1/realtime?model=sim")).await;
+        assert_eq!(client.head().await.status, 101);
+        timeout(Duration::from_secs(10), client.rest()).await.expect("the connection ends");
+    }
+    balancer.until_idle().await;
+    assert!(balancer.running.fleet.snapshot().entries[0].is_ready());
+    assert!(!balancer.metrics().contains("outcome=\"failed\""));
+}

@@ -2,7 +2,7 @@
 //!
 //! The first of two engines is so strong that every request goes there first, and fails.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::common::body::{Place, chat, normal, padded, stream};
 use crate::common::raw::Raw;
@@ -11,6 +11,7 @@ use crate::common::{
     Balancer, EngineServer, InjectedFault, Options, config, direct, engine, engines, eventually, upstreams,
 };
 use serde_json::{Value, json};
+use vllm_lb::config::secret::Secret;
 use vllm_lb::config::types::{Config, Retry, RetryOn};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -448,3 +449,22 @@ async fn a_full_queue_and_a_long_wait_give_retry_after() {
     balancer.until_idle().await;
     eventually("nobody waits", async || (balancer.metric("vllm_lb_queued").await == 0.0).then_some(())).await;
 }
+
+/// Regression: an upstream that limited one client by its key was closed to all clients for a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_429_to_a_clients_key_pauses_the_upstream_briefly() {
+    let limited = "HTTP/1.1 429 Too Many Requests\r\nretry-after: 60\r\ncontent-length: 2\r\n\r\n{}";
+    for (header, own_key, least) in [(JSON, None, 50), (KEY, None, 0), (KEY, Some("k"), 50)] {
+        let raw = Raw::start(limited).await;
+        let mut config = config(vec![raw.upstream()]);
+        config.upstreams[0].api_key = own_key.map(Secret::new);
+        let balancer = Balancer::ready(config).await;
+        balancer.ask(request("POST", CHAT, &[JSON, header], chat("sim").as_bytes())).await.expect(429);
+        let snapshot = balancer.running.fleet.snapshot();
+        let now = Instant::now();
+        let pause = snapshot.entries[0].upstream.busy_until(now).map_or(Duration::ZERO, |until| until - now);
+        assert!(pause >= Duration::from_secs(least) && pause <= Duration::from_secs(least + 10), "{pause:?}");
+    }
+}
+
+const KEY: (&str, &str) = ("authorization", "Bearer of-one-client");
