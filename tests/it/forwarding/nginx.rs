@@ -466,3 +466,26 @@ async fn a_post_that_cannot_be_sent_goes_to_the_other() {
     drop(processes);
     assert_eq!(nginx.ask(post(CHAT, chat("sim"))).await.expect(502).json()["error"]["code"], 502);
 }
+
+/// Regression: nginx refused the example once its groups were taken out of their comment.
+#[test]
+fn the_groups_of_the_example_can_be_used() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let text = adapted(folder.path(), "127.0.0.1:1", ["127.0.0.1:2", "127.0.0.1:3"]);
+    let (before, rest) = text.split_once("    #map $http_x_session_id").expect("the groups begin with it");
+    let (groups, behind) = rest.split_once("\n\n").expect("an empty line ends them");
+    let groups = groups.replace("\n    #", "\n    ");
+    std::fs::write(
+        folder.path().join("nginx.conf"),
+        format!("{before}    map $http_x_session_id{groups}\n\n{behind}"),
+    )
+    .expect("the folder can be written");
+    std::fs::write(folder.path().join("keys.map"), KEYS).expect("the folder can be written");
+    let check = |program: &&str| {
+        let mut command = Command::new(program);
+        command.arg("-t").arg("-p").arg(folder.path()).arg("-e").arg(folder.path().join("error.log"));
+        command.arg("-c").arg(folder.path().join("nginx.conf")).output().ok()
+    };
+    let checked = ["nginx", "/usr/sbin/nginx"].iter().find_map(check).expect("nginx is installed");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+}
