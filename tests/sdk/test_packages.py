@@ -354,14 +354,49 @@ def test_the_user_of_redis_has_the_rights_that_the_page_gives(setup):
     assert ["--user", "default", "off", "--user", "vllm-lb", "on"] == command[-len(documented) - 7:][:6]
 
 
+def stop_seconds(service):
+    """The time that Compose gives a container between its signal and SIGKILL."""
+    minutes, seconds = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", service.settings["stop_grace_period"]).groups()
+    return int(minutes or 0) * 60 + int(seconds or 0)
+
+
 @setups
 def test_requests_in_flight_may_finish(setup):
-    """Containers get more time to stop than shutdown.drain and shutdown.grace together."""
-    for service in services(setup).values():
-        if service.kind in ("balancer", "nginx"):
-            period = service.settings["stop_grace_period"]
-            minutes, seconds = re.fullmatch(r"(?:(\d+)m)?(\d+)s", period).groups()
-            assert int(minutes or 0) * 60 + int(seconds) > 180, service.name
+    """A balancer needs shutdown.drain, shutdown.grace and, for the last records of traces, 10 s more."""
+    own = yaml.safe_load((ROOT / "docker/lb.yaml").read_text())
+    assert "shutdown" not in own
+    keys = yaml.safe_load((ROOT / "conf/lb.yaml").read_text())["shutdown"]
+    assert keys == {"grace": "3m", "drain": 0}
+    found = services(setup).values()
+    longest = max(stop_seconds(service) for service in found if service.kind == "balancer")
+    for service in found:
+        if service.kind == "balancer":
+            assert stop_seconds(service) > 180 + 10, service.name
+        if service.kind == "nginx":
+            assert stop_seconds(service) >= longest, service.name
+        if service.kind == "engine":
+            # Docker's own 10 s are not a choice.
+            assert stop_seconds(service) > 10, service.name
+
+
+def stops_before(found):
+    """For each service those that Compose has stopped before it: all that depend on it, directly or not."""
+    before = {name: set() for name in found}
+    for _ in found:
+        for name, service in found.items():
+            for needed in service.settings.get("depends_on", ()):
+                before[needed] |= {name} | before[name]
+    return before
+
+
+@setups
+def test_a_stop_ends_nginx_then_the_balancers_then_the_engines(setup):
+    before = stops_before(services(setup))
+    balancers = {"balancer-1", "balancer-2"}
+    assert {name: before[name] for name in balancers} == {name: {"nginx"} for name in balancers}
+    # engine-3 has a profile in the file for vLLM, and docker-compose has no optional dependencies.
+    for name in ("engine-1", "engine-2", "redis"):
+        assert before[name] == {"nginx"} | balancers, name
 
 
 def test_vllm_gets_flags_that_the_page_recommends_and_a_gpu_each():
@@ -371,6 +406,11 @@ def test_vllm_gets_flags_that_the_page_recommends_and_a_gpu_each():
     for service in engines:
         for flag in ("--enable-prompt-tokens-details", "--enable-prefix-caching"):
             assert flag in service.command and flag in page
+        # The image starts `vllm serve`, which takes the model as its first argument and refuses --model.
+        assert service.command[0] == "Qwen/Qwen3-8B" and "--model" not in service.command
+        # By default vLLM aborts requests in flight on SIGTERM; it gets the time that it may take for them.
+        drain = int(service.command[service.command.index("--shutdown-timeout") + 1])
+        assert drain >= 180 and stop_seconds(service) > drain
         assert "VLLM_ENABLE_RESPONSES_API_STORE" in service.environment
         [device] = service.settings["deploy"]["resources"]["reservations"]["devices"]
         assert device["driver"] == "nvidia" and [["gpu"]] == [device["capabilities"]]
@@ -379,6 +419,26 @@ def test_vllm_gets_flags_that_the_page_recommends_and_a_gpu_each():
 
 
 # ---- what pages say ----------------------------------------------------------------------------
+
+
+def test_operators_learn_that_nginx_looks_names_up_once():
+    """Containers that `up` has replaced have other addresses, and others may have theirs."""
+    assert "    # Names are looked up once, " in (ROOT / "docker/nginx.conf").read_text()
+    reload = "docker compose -f docker/compose.yaml exec nginx nginx -s reload"
+    header = compose.COMPOSE.read_text().partition("\nx-")[0]
+    assert f"#   {reload}\n" in header
+    after = DEPLOYING.text.partition("Another `up` replaces containers")[2]
+    assert f"$ {reload}\n" in after.partition("### ")[0]
+
+
+def test_the_page_says_what_the_image_does_not_do_by_itself():
+    image_section = DEPLOYING.text.partition("## One container")[2].partition("\n## ")[0]
+    user = image()[1].last("USER").value
+    assert f"`chown {user} FOLDER`" in image_section
+    assert f"chown {user}" in DOCKERFILE.read_text()
+    # An engine has no admin listener, and another address of that listener is not in the health check.
+    assert "`engine` has no admin listener and needs `--no-healthcheck`" in image_section
+    assert "`docker run -e VLLM_LB_ADMIN=" in image_section
 
 
 def variables_of(text):
