@@ -142,7 +142,8 @@ def test_the_image_starts_stops_and_checks_itself_with_the_binary():
     assert code == 1 and f"127.0.0.1:{free}/live" in said
     copied = next(copy for copy in final.all("COPY") if copy.value.endswith(" /usr/local/bin/vllm-lb"))
     assert copied.flags["from"] == [build.name]
-    assert copied.value.split()[0] in build.last("RUN").value
+    [made] = [run.value for run in build.all("RUN") if "cargo build" in run.value]
+    assert copied.value.split()[0] in made
 
 
 def test_the_ports_of_the_image_are_the_defaults():
@@ -206,11 +207,36 @@ def test_cargo_has_all_that_it_needs(tmp_path):
     code, said = plan(tmp_path / "all", sources)
     assert code == 0, said
     for number, source in enumerate(sources):
-        # All but the settings of jemalloc are missed.
-        if source != ".cargo":
+        # All but the settings of jemalloc and what prints the licences are missed.
+        if not source.startswith((".cargo", ".ci/")):
             folder = tmp_path / str(number)
             folder.mkdir()
             assert plan(folder, [one for one in sources if one != source])[0] != 0, source
+
+
+def test_the_image_has_the_licences_of_what_is_in_it(tmp_path):
+    """The builder prints them of what reaches it, and they are those of a release."""
+    build, final = image()
+    [run] = [one for one in build.all("RUN") if ".ci/notices.py" in one.value]
+    # The crates that the build has downloaded.
+    assert "target=/usr/local/cargo/registry" in run.flags["mount"][0]
+    command, _, made = run.value.partition(" >")
+    for source in (source for copy in build.all("COPY") for source in copy.value.split()[:-1]):
+        for name in dockerfile.context(IGNORED.read_text(), ROOT, source):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    values = {**os.environ, "FEATURES": ""}
+    code, said = compose.run(["sh", "-euc", command], cwd=tmp_path, env=values)
+    assert code == 0, said
+    assert said == compose.run([ROOT / "dev", "notices"])[1] and "jemalloc/COPYING" in said
+    placed = {copy.value for copy in final.all("COPY") if "/usr/share/doc/" in copy.value}
+    assert placed == {
+        "LICENSE /usr/share/doc/vllm-lb/",
+        f"{made} /usr/share/doc/vllm-lb/THIRD-PARTY-NOTICES",
+    }
+    assert dockerfile.context(IGNORED.read_text(), ROOT, "LICENSE") == ["LICENSE"]
+    # The script needs Python in the stage, whatever the base image has.
+    assert any(" python3 " in one.value for one in build.all("RUN") if "apt-get install" in one.value)
 
 
 def test_the_profiled_build_of_the_image_has_all_that_it_needs(tmp_path):
