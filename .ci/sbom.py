@@ -11,7 +11,6 @@ import json
 import re
 import subprocess
 import sys
-import tomllib
 import uuid
 
 TARGETS = ("x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu")
@@ -72,6 +71,9 @@ def component(crate, entry, checksum, required):
 
 
 def bill(features):
+    # Of Python 3.11; notices.py, which packages need, does without.
+    import tomllib
+
     with open("Cargo.lock", "rb") as file:
         packages = tomllib.load(file)["package"]
     checksums = {(each["name"], each["version"]): each.get("checksum") for each in packages}

@@ -1,6 +1,7 @@
 """Runs the scripts of a workflow's job, with programs in place of those that reach registries.
 
-Each of these programs notes its arguments. Those that are given files fail where there is none.
+Each of these programs notes its arguments. Those that are given files fail where there is none. An image runs
+as the program of the tests, or as another command that a test gives.
 """
 
 import os
@@ -9,8 +10,15 @@ import re
 import shutil
 import subprocess
 
+import harness
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Of the image of both architectures, and of that of each runner.
 DIGEST = "sha256:" + "ab" * 32
+DIGESTS = {"ubuntu-24.04": "sha256:" + "cd" * 32, "ubuntu-24.04-arm": "sha256:" + "ef" * 32}
+
+# What buildx writes of an image that it has built.
+METADATA = '{\n  "containerimage.digest": "%s"\n}\n'
 
 STUB = """#!/bin/bash
 echo "{name} $*" >>"{log}"
@@ -23,8 +31,9 @@ STUBS = {
         "login "*) cat >/dev/null ;;
         "buildx build "*)
             [ -e docker/Dockerfile ] || exit 1
-            printf '{{\\n  "containerimage.digest": "{digest}"\\n}}\\n' >metadata.json ;;
+            cp metadata.of.the.build metadata.json ;;
         "buildx imagetools inspect "*) echo {digest} ;;
+        "run --rm --network host "*) shift 5; {image} ;;
     esac""",
     "helm": """
     case $1 in
@@ -40,20 +49,37 @@ STUBS = {
 
 
 class Rehearsal:
-    """A folder like that of a checkout, and what the scripts of a job do in it."""
+    """A folder like that of a checkout with these tags, and what the scripts of a job do in it."""
 
-    def __init__(self, folder, values):
+    def __init__(self, folder, values, tags=(), metadata=METADATA, image='exec "{binary}" "$@"'):
         self.folder, self.values, self.outputs = folder, values, {}
+        self.metadata = metadata
         self.log = folder / "log.txt"
-        for name in ("dev", "charts", "docker", "conf", "Cargo.toml", "LICENSE"):
+        for name in ("dev", ".ci", "charts", "docker", "conf", "Cargo.toml", "LICENSE"):
             (folder / name).symlink_to(ROOT / name)
+        self.git("init", "--quiet")
+        self.git("commit", "--quiet", "--allow-empty", "--message", "A commit")
+        for tag in tags:
+            self.git("tag", tag)
+        image = image.format(binary=harness.binary())
         programs = folder / "programs"
         programs.mkdir()
         for name, body in STUBS.items():
-            text = body.format(digest=DIGEST, helm=shutil.which("helm"))
+            text = body.format(digest=DIGEST, helm=shutil.which("helm"), image=image)
             (programs / name).write_text(STUB.format(name=name, log=self.log, body=text))
             (programs / name).chmod(0o755)
         self.path = f"{programs}:{os.environ['PATH']}"
+
+    def git(self, *words):
+        author = ["-c", "user.name=someone", "-c", "user.email=someone@example.com"]
+        subprocess.run(["git", *author, *words], cwd=self.folder, check=True)
+
+    def run_for_each_runner(self, workflow, job):
+        """Runs the scripts of a job that has a matrix of runners; what each uploads is in one folder."""
+        for runner in workflow["jobs"][job]["strategy"]["matrix"]["runner"]:
+            self.values["matrix.runner"] = runner
+            (self.folder / "metadata.of.the.build").write_text(self.metadata.replace("%s", DIGESTS[runner]))
+            self.run(workflow, job)
 
     def filled(self, text):
         """A text of the workflow with the values of its expressions."""

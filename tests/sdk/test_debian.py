@@ -121,6 +121,7 @@ def test_its_files_are_where_debian_has_them(package, unpacked):
     wanted |= {f"{documents}/copyright", f"{documents}/lb.yaml", f"{documents}/docs/operating.md"}
     wanted |= {f"{documents}/examples/{path.name}" for path in (ROOT / "conf/examples").iterdir()}
     wanted |= {f"{documents}/docker/nginx.conf", f"{documents}/docker/keys.map"}
+    wanted |= {f"{documents}/THIRD-PARTY-NOTICES"}
     assert wanted <= found
     listed = run("dpkg-deb", "--contents", package).splitlines()
     modes = {row.split()[5].lstrip("."): row.split()[:2] for row in listed}
@@ -167,6 +168,8 @@ def test_the_licence_is_named(unpacked):
     named = set(re.findall(r"/usr/share/common-licenses/[\w.-]*\w", text))
     assert len(named) == 1
     assert all(pathlib.Path(path).exists() for path in named)
+    [notices] = re.findall(rf"/usr/share/doc/{PACKAGE}/[\w-]+", text)
+    assert (unpacked / notices.lstrip("/")).read_text() == run(ROOT / "dev", "notices")
 
 
 def test_the_unit_starts_the_programs_of_the_package(unpacked):

@@ -29,11 +29,9 @@ FOREIGN_FLAGS = {
     "--gpu-memory-utilization",
     "--kv-cache-memory-bytes",
     "--data-parallel-size",
-    "--doc",
-    "--lib",
-    "--locked",
-    "--path",
-    "--test",
+    "--shutdown-timeout",
+    "--no-healthcheck",
+    *("--doc", "--lib", "--locked", "--path", "--test"),
 }
 
 # Commands that have flags of their own.
@@ -395,7 +393,8 @@ def named_paths():
     """`METHOD /path` and `/path` in code style, with where they stand, unless only a beginning is named."""
     for page in PAGES:
         for line, span in page.spans():
-            found = re.match(r"^(?:(GET|POST|PATCH|DELETE) )?(/(?!run/|etc/|var/)[a-z][\w/{}.…?=&-]*)$", span)
+            path = r"/(?!run/|etc/|usr/|var/)[a-z][\w/{}.…?=&-]*"
+            found = re.match(rf"^(?:(GET|POST|PATCH|DELETE) )?({path})$", span)
             if found and not found[2].endswith(("/", "/v1")) and found[2] not in BEGINNINGS:
                 yield f"{page.name}:{line}", found[1], found[2]
 

@@ -142,7 +142,8 @@ def test_the_image_starts_stops_and_checks_itself_with_the_binary():
     assert code == 1 and f"127.0.0.1:{free}/live" in said
     copied = next(copy for copy in final.all("COPY") if copy.value.endswith(" /usr/local/bin/vllm-lb"))
     assert copied.flags["from"] == [build.name]
-    assert copied.value.split()[0] in build.last("RUN").value
+    [made] = [run.value for run in build.all("RUN") if "cargo build" in run.value]
+    assert copied.value.split()[0] in made
 
 
 def test_the_ports_of_the_image_are_the_defaults():
@@ -206,11 +207,36 @@ def test_cargo_has_all_that_it_needs(tmp_path):
     code, said = plan(tmp_path / "all", sources)
     assert code == 0, said
     for number, source in enumerate(sources):
-        # All but the settings of jemalloc are missed.
-        if source != ".cargo":
+        # All but the settings of jemalloc and what prints the licences are missed.
+        if not source.startswith((".cargo", ".ci/")):
             folder = tmp_path / str(number)
             folder.mkdir()
             assert plan(folder, [one for one in sources if one != source])[0] != 0, source
+
+
+def test_the_image_has_the_licences_of_what_is_in_it(tmp_path):
+    """The builder prints them of what reaches it, and they are those of a release."""
+    build, final = image()
+    [run] = [one for one in build.all("RUN") if ".ci/notices.py" in one.value]
+    # The crates that the build has downloaded.
+    assert "target=/usr/local/cargo/registry" in run.flags["mount"][0]
+    command, _, made = run.value.partition(" >")
+    for source in (source for copy in build.all("COPY") for source in copy.value.split()[:-1]):
+        for name in dockerfile.context(IGNORED.read_text(), ROOT, source):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    values = {**os.environ, "FEATURES": ""}
+    code, said = compose.run(["sh", "-euc", command], cwd=tmp_path, env=values)
+    assert code == 0, said
+    assert said == compose.run([ROOT / "dev", "notices"])[1] and "jemalloc/COPYING" in said
+    placed = {copy.value for copy in final.all("COPY") if "/usr/share/doc/" in copy.value}
+    assert placed == {
+        "LICENSE /usr/share/doc/vllm-lb/",
+        f"{made} /usr/share/doc/vllm-lb/THIRD-PARTY-NOTICES",
+    }
+    assert dockerfile.context(IGNORED.read_text(), ROOT, "LICENSE") == ["LICENSE"]
+    # The script needs Python in the stage, whatever the base image has.
+    assert any(" python3 " in one.value for one in build.all("RUN") if "apt-get install" in one.value)
 
 
 def test_the_profiled_build_of_the_image_has_all_that_it_needs(tmp_path):
@@ -354,14 +380,49 @@ def test_the_user_of_redis_has_the_rights_that_the_page_gives(setup):
     assert ["--user", "default", "off", "--user", "vllm-lb", "on"] == command[-len(documented) - 7:][:6]
 
 
+def stop_seconds(service):
+    """The time that Compose gives a container between its signal and SIGKILL."""
+    minutes, seconds = re.fullmatch(r"(?:(\d+)m)?(?:(\d+)s)?", service.settings["stop_grace_period"]).groups()
+    return int(minutes or 0) * 60 + int(seconds or 0)
+
+
 @setups
 def test_requests_in_flight_may_finish(setup):
-    """Containers get more time to stop than shutdown.drain and shutdown.grace together."""
-    for service in services(setup).values():
-        if service.kind in ("balancer", "nginx"):
-            period = service.settings["stop_grace_period"]
-            minutes, seconds = re.fullmatch(r"(?:(\d+)m)?(\d+)s", period).groups()
-            assert int(minutes or 0) * 60 + int(seconds) > 180, service.name
+    """A balancer needs shutdown.drain, shutdown.grace and, for the last records of traces, 10 s more."""
+    own = yaml.safe_load((ROOT / "docker/lb.yaml").read_text())
+    assert "shutdown" not in own
+    keys = yaml.safe_load((ROOT / "conf/lb.yaml").read_text())["shutdown"]
+    assert keys == {"grace": "3m", "drain": 0}
+    found = services(setup).values()
+    longest = max(stop_seconds(service) for service in found if service.kind == "balancer")
+    for service in found:
+        if service.kind == "balancer":
+            assert stop_seconds(service) > 180 + 10, service.name
+        if service.kind == "nginx":
+            assert stop_seconds(service) >= longest, service.name
+        if service.kind == "engine":
+            # Docker's own 10 s are not a choice.
+            assert stop_seconds(service) > 10, service.name
+
+
+def stops_before(found):
+    """For each service those that Compose has stopped before it: all that depend on it, directly or not."""
+    before = {name: set() for name in found}
+    for _ in found:
+        for name, service in found.items():
+            for needed in service.settings.get("depends_on", ()):
+                before[needed] |= {name} | before[name]
+    return before
+
+
+@setups
+def test_a_stop_ends_nginx_then_the_balancers_then_the_engines(setup):
+    before = stops_before(services(setup))
+    balancers = {"balancer-1", "balancer-2"}
+    assert {name: before[name] for name in balancers} == {name: {"nginx"} for name in balancers}
+    # engine-3 has a profile in the file for vLLM, and docker-compose has no optional dependencies.
+    for name in ("engine-1", "engine-2", "redis"):
+        assert before[name] == {"nginx"} | balancers, name
 
 
 def test_vllm_gets_flags_that_the_page_recommends_and_a_gpu_each():
@@ -371,6 +432,11 @@ def test_vllm_gets_flags_that_the_page_recommends_and_a_gpu_each():
     for service in engines:
         for flag in ("--enable-prompt-tokens-details", "--enable-prefix-caching"):
             assert flag in service.command and flag in page
+        # The image starts `vllm serve`, which takes the model as its first argument and refuses --model.
+        assert service.command[0] == "Qwen/Qwen3-8B" and "--model" not in service.command
+        # By default vLLM aborts requests in flight on SIGTERM; it gets the time that it may take for them.
+        drain = int(service.command[service.command.index("--shutdown-timeout") + 1])
+        assert drain >= 180 and stop_seconds(service) > drain
         assert "VLLM_ENABLE_RESPONSES_API_STORE" in service.environment
         [device] = service.settings["deploy"]["resources"]["reservations"]["devices"]
         assert device["driver"] == "nvidia" and [["gpu"]] == [device["capabilities"]]
@@ -379,6 +445,26 @@ def test_vllm_gets_flags_that_the_page_recommends_and_a_gpu_each():
 
 
 # ---- what pages say ----------------------------------------------------------------------------
+
+
+def test_operators_learn_that_nginx_looks_names_up_once():
+    """Containers that `up` has replaced have other addresses, and others may have theirs."""
+    assert "    # Names are looked up once, " in (ROOT / "docker/nginx.conf").read_text()
+    reload = "docker compose -f docker/compose.yaml exec nginx nginx -s reload"
+    header = compose.COMPOSE.read_text().partition("\nx-")[0]
+    assert f"#   {reload}\n" in header
+    after = DEPLOYING.text.partition("Another `up` replaces containers")[2]
+    assert f"$ {reload}\n" in after.partition("### ")[0]
+
+
+def test_the_page_says_what_the_image_does_not_do_by_itself():
+    image_section = DEPLOYING.text.partition("## One container")[2].partition("\n## ")[0]
+    user = image()[1].last("USER").value
+    assert f"`chown {user} FOLDER`" in image_section
+    assert f"chown {user}" in DOCKERFILE.read_text()
+    # An engine has no admin listener, and another address of that listener is not in the health check.
+    assert "`engine` has no admin listener and needs `--no-healthcheck`" in image_section
+    assert "`docker run -e VLLM_LB_ADMIN=" in image_section
 
 
 def variables_of(text):

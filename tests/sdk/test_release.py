@@ -94,8 +94,20 @@ def test_zizmor_finds_a_weakness(tmp_path):
 
 
 def test_continuous_integration_is_the_test_command():
-    [script] = [script for _, _, _, script in workflows.scripts(workflows.workflows()["ci"])]
-    assert script == "./dev test"
+    found = workflows.scripts(workflows.workflows()["ci"])
+    assert [script for job, _, _, script in found if job == "test"] == ["./dev test"]
+
+
+def test_continuous_integration_runs_the_image_and_the_fleet():
+    """What no test here can do: there is no Docker."""
+    found = workflows.scripts(workflows.workflows()["ci"])
+    up, asked, alone, logs = [script for job, _, _, script in found if job == "containers"]
+    files = "docker compose --file docker/compose.yaml --profile monitoring "
+    assert up.startswith(f"{files}up ") and {"--build", "--wait"} <= set(up.split())
+    assert "curl --fail " in asked and "Bearer sk-demo" in asked
+    assert "sk-demo demo;" in (ROOT / "docker/keys.map").read_text()
+    assert alone == "python3 .ci/smoke.py docker run --rm --network host vllm-lb"
+    assert logs == f"{files}logs"
 
 
 def test_nothing_is_published_before_the_tests_have_passed():
@@ -106,16 +118,16 @@ def test_nothing_is_published_before_the_tests_have_passed():
             assert "test" in job["needs"], name
 
 
-def rehearsed(folder, tag):
-    """The calls and the inputs of actions with which a tag is published."""
+def rehearsed(folder, tag, others=(), **defects):
+    """The calls and the inputs of actions with which a tag is published, where there are other tags."""
     values = {
         "github.token": "secret", "github.actor": "someone", "github.sha": "0123abc",
         "github.repository": "Example/vllm-lb", "github.repository_owner": "Example",
-        "github.ref_name": tag, "matrix.runner": "ubuntu-24.04",
+        "github.ref_name": tag,
     }
     release = workflows.workflows()["release"]
-    running = rehearsal.Rehearsal(folder, values)
-    running.run(release, "image")
+    running = rehearsal.Rehearsal(folder, values, tags=[tag, *others], **defects)
+    running.run_for_each_runner(release, "image")
     # The names that `./dev release` gives to its files.
     (folder / "dist").mkdir()
     for name in ("vllm-lb-{}-x86_64-linux.tar.gz", "vllm-lb_{}-1_amd64.deb", "vllm-lb-{}.cdx.json"):
@@ -128,15 +140,18 @@ def test_a_tag_is_published_as_image_chart_and_release(tmp_path):
     image, digest = "ghcr.io/example/vllm-lb", rehearsal.DIGEST
     calls = running.calls()
     made = [call for call in calls if call.startswith("docker buildx imagetools create")]
-    expected = f"docker buildx imagetools create --tag {image}:1.2.3 --tag {image}:latest {image}@{digest}"
+    of_both = " ".join(f"{image}@{one}" for one in rehearsal.DIGESTS.values())
+    expected = f"docker buildx imagetools create --tag {image}:1.2.3 --tag {image}:latest {of_both}"
     assert made == [expected]
-    [built] = [call for call in calls if call.startswith("docker buildx build")]
-    assert f"name={image},push-by-digest=true" in built
-    assert "--build-arg FEATURES=default --build-arg PROFILED=yes --build-arg VERSION=1.2.3" in built
+    built = [call for call in calls if call.startswith("docker buildx build")]
+    assert len(built) == 2
+    for call in built:
+        assert f"name={image},push-by-digest=true" in call
+        assert "--build-arg FEATURES=default --build-arg PROFILED=yes --build-arg VERSION=1.2.3" in call
     [pushed] = [call for call in calls if call.startswith("helm push")]
     assert pushed.endswith(" oci://ghcr.io/example/charts")
     [published] = [call for call in calls if call.startswith("gh release create v1.2.3 ")]
-    assert "--prerelease" not in published
+    assert "--prerelease" not in published and "--latest=true" in published
     sums = (tmp_path / "dist/SHA256SUMS").read_text()
     for name in ("linux.tar.gz", "amd64.deb", "cdx.json", ".tgz"):
         assert name in sums and name in published
@@ -151,7 +166,61 @@ def test_a_tag_is_published_as_image_chart_and_release(tmp_path):
 def test_a_tag_with_a_suffix_is_no_latest_release(tmp_path):
     running, _ = rehearsed(tmp_path, "v1.2.3-rc.1")
     assert not [call for call in running.calls() if ":latest" in call]
-    assert [call for call in running.calls() if "--prerelease" in call]
+    assert [call for call in running.calls() if "--prerelease" in call and "--latest=false" in call]
+
+
+@pytest.mark.parametrize(
+    ("tag", "others", "latest"),
+    [
+        ("v1.10.0", ["v1.9.0", "v1.2.0"], True),
+        ("v1.1.5", ["v1.2.0", "v1.1.4"], False),
+        ("v1.2.0", ["v1.10.0-rc.1", "v2.0.0-rc.1"], True),
+        ("v1.2.0-rc.1", ["v1.1.0"], False),
+    ],
+)
+def test_only_the_highest_version_is_the_latest(tag, others, latest, tmp_path):
+    """Regression: a patch of an earlier line moved `latest` back."""
+    running, _ = rehearsed(tmp_path, tag, others)
+    assert bool([call for call in running.calls() if ":latest" in call]) == latest
+    [published] = [call for call in running.calls() if call.startswith("gh release create ")]
+    assert f"--latest={str(latest).lower()} " in published
+
+
+def test_the_image_of_each_runner_serves_before_it_has_a_tag(tmp_path):
+    calls = rehearsed(tmp_path, "v1.2.3")[0].calls()
+    [tagged] = [at for at, call in enumerate(calls) if "imagetools create" in call]
+    for digest in rehearsal.DIGESTS.values():
+        image = f"docker run --rm --network host ghcr.io/example/vllm-lb@{digest}"
+        assert f"{image} --version" in calls[:tagged]
+        for word in ("--demo", "health"):
+            assert [call for call in calls[:tagged] if call.startswith(f"{image} {word} ")], word
+
+
+@pytest.mark.parametrize(
+    ("defect", "step"),
+    [
+        # Without the space the script finds no digest.
+        ({"metadata": '{"containerimage.digest":"%s"}'}, "docker buildx build"),
+        ({"metadata": '{\n  "containerimage.digest": "sha256:"\n}\n'}, "docker buildx build"),
+        ({"image": "exit 132"}, "smoke.py"),
+        ({"image": '[ "$1" = --version ] && exec "{binary}" "$@"; exit 1'}, "smoke.py"),
+    ],
+    ids=["no digest", "half a digest", "an image that does not start", "an image that does not serve"],
+)
+def test_a_bad_image_ends_the_release(defect, step, tmp_path):
+    with pytest.raises(AssertionError, match=re.escape(step)):
+        rehearsed(tmp_path, "v1.2.3", **defect)
+    assert "imagetools create" not in (tmp_path / "log.txt").read_text()
+
+
+def test_an_image_of_one_architecture_is_not_published(tmp_path):
+    """Regression: an empty file in place of a digest made an image without an error."""
+    running, _ = rehearsed(tmp_path, "v1.2.3")
+    running.log.write_text("")
+    (tmp_path / "digests/ubuntu-24.04-arm").write_text("")
+    with pytest.raises(AssertionError, match="imagetools create"):
+        running.run(workflows.workflows()["release"], "publish")
+    assert "imagetools create" not in running.log.read_text()
 
 
 def test_every_file_of_github_is_one_that_a_check_reads():

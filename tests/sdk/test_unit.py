@@ -327,5 +327,13 @@ def test_what_the_filter_does_not_permit_fails():
     assert traced(SystemCallFilter(permitted()).load) == errno.EPERM
 
 
+def test_the_unit_names_all_that_keeps_other_users_from_a_socket():
+    """A wider UMask alone does not help: only the service's user gets into the folder."""
+    assert setting("RuntimeDirectoryMode") == "0700" and setting("UMask") == "0077"
+    comment = re.search(r"((?:^#.*\n)+)UMask=", UNIT.read_text(), re.MULTILINE)[1]
+    assert "unix: listener" in comment and "RuntimeDirectoryMode" in comment
+
+
 def test_the_service_gets_more_time_to_stop_than_its_requests():
-    assert int(setting("TimeoutStopSec")) > 180
+    # shutdown.grace, and 10 s for the last records of traces.
+    assert int(setting("TimeoutStopSec")) > 180 + 10

@@ -21,7 +21,7 @@ RUNNERS = {"ubuntu-24.04", "ubuntu-24.04-arm", "${{ matrix.runner }}"}
 # What each job may do with the repository, and nothing more.
 RIGHTS = {
     "advisories": {"check": {"contents": "read"}},
-    "ci": {"test": {"contents": "read"}},
+    "ci": {"test": {"contents": "read"}, "containers": {"contents": "read"}},
     "release": {
         "test": {"contents": "read"},
         "packages": {"contents": "read"},
