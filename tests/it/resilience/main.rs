@@ -9,5 +9,6 @@ mod queue;
 mod regressions;
 mod reload;
 mod restart;
+mod stalled_files;
 mod upgrade;
 mod upgrade_state;
