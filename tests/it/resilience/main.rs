@@ -10,5 +10,6 @@ mod regressions;
 mod reload;
 mod restart;
 mod stalled_files;
+mod stalled_output;
 mod upgrade;
 mod upgrade_state;
