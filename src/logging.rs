@@ -7,18 +7,25 @@
 //! The message is a fixed string; everything that varies is a field. Records of our own have a target that
 //! begins with `vllm_lb`, the default; dependencies have a lower level. `RUST_LOG` is not read: the level
 //! comes from the configuration. This is the only module that writes records; `observe` decides which ones.
+//!
+//! A record is formatted by the thread that logs, and written by a thread of its own (`queue`): whatever
+//! reads standard output cannot hold up a thread that serves requests.
 
 pub(crate) mod format;
+mod queue;
 
-use std::io::Write;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
-use env_logger::{Builder, Target};
-use log::{Level, LevelFilter, Metadata, Record, SetLoggerError};
+use log::{Level, LevelFilter, Metadata, Record};
 
 use crate::config::types::{LogConfig, LogFormat, LogLevel};
 use format::{LogStyle, Origin};
+use queue::{LogQueue, LogQueueLimits};
 
 /// The root of the targets of our own records.
 const OURS: &str = "vllm_lb";
@@ -47,25 +54,46 @@ const QUIET_LIBRARIES: [&str; 3] = ["sqlx", "kube_client", "hickory_"];
 /// The step of verbosity; a reload may change it.
 static LEVEL: AtomicU8 = AtomicU8::new(LogLevel::Info as u8);
 
+/// The most records, and bytes of them, that wait for standard output.
+const QUEUE_LIMITS: LogQueueLimits = LogQueueLimits { records: 8_192, bytes: 8 << 20 };
+
+/// The longest time for which the end of the process waits for standard output.
+const MAX_FLUSH_TIME: Duration = Duration::from_secs(1);
+
+/// The message of the record in the place of dropped ones.
+const DROPPED: &str = "log records dropped: standard output did not take them in time; check what reads it, or \
+                       log less with log.level or log.requests";
+
+/// The records of this process that are not written yet.
+static QUEUE: LazyLock<LogQueue> = LazyLock::new(|| LogQueue::new(QUEUE_LIMITS));
+
+/// Writes what was logged before the process ends, as far as standard output takes it, when this is dropped.
+#[must_use = "records that are not written when the process ends are lost"]
+pub struct LogFlush(());
+
+impl Drop for LogFlush {
+    fn drop(&mut self) {
+        log::logger().flush();
+    }
+}
+
 /// Starts the log of this process; `terminal` says whether standard output is one.
-pub fn init(log: &LogConfig, terminal: bool) -> Result<(), SetLoggerError> {
+pub fn init(log: &LogConfig, terminal: bool) -> Result<LogFlush, String> {
     let format = log.format.unwrap_or(if terminal { LogFormat::Txt } else { LogFormat::Json });
-    let pid = std::process::id();
-    let written = Builder::new()
-        .filter(None, LevelFilter::Trace)
-        .target(Target::Stdout)
-        .format(move |out, record| {
-            let Some(level) = shown_as(record, present().1) else { return Ok(()) };
-            let detail = !terminal || level == Level::Error;
-            let style = LogStyle { format, detail, colour: terminal && format == LogFormat::Txt };
-            let thread = std::thread::current();
-            let origin = Origin { time: SystemTime::now(), thread: thread.name().unwrap_or("unnamed"), pid };
-            out.write_all(format::format(record, level, style, origin).as_bytes())
-        })
-        .build();
-    log::set_boxed_logger(Box::new(Switch(written)))?;
+    let formatter = LogFormatter { format, terminal, pid: std::process::id() };
+    // A handle of its own: `print!` may wait for its reader, and holds a lock meanwhile.
+    let output = std::io::stdout().as_fd().try_clone_to_owned().map(File::from);
+    let output = output.map_err(|error| error.to_string())?;
+    let write = move || QUEUE.write_to(output, |count| formatter.dropped(count));
+    thread::Builder::new().name("log".into()).spawn(write).map_err(|error| error.to_string())?;
+    log::set_boxed_logger(Box::new(Switch(formatter))).map_err(|error| error.to_string())?;
     set_level(log.level);
-    Ok(())
+    Ok(LogFlush(()))
+}
+
+/// Returns the number of records that were dropped because standard output did not take them.
+pub(crate) fn dropped() -> u64 {
+    QUEUE.dropped()
 }
 
 /// Says more, or less, from now on.
@@ -81,8 +109,37 @@ fn present() -> (LevelFilter, LevelFilter) {
     levels(LogLevel::ALL.get(step).copied().unwrap_or(LogLevel::Info))
 }
 
+/// Formats records for one standard output.
+#[derive(Clone, Copy)]
+struct LogFormatter {
+    format: LogFormat,
+    terminal: bool,
+    pid: u32,
+}
+
+impl LogFormatter {
+    fn format(&self, record: &Record<'_>, level: Level) -> String {
+        let detail = !self.terminal || level == Level::Error;
+        let style =
+            LogStyle { format: self.format, detail, colour: self.terminal && self.format == LogFormat::Txt };
+        let thread = thread::current();
+        let origin =
+            Origin { time: SystemTime::now(), thread: thread.name().unwrap_or("unnamed"), pid: self.pid };
+        format::format(record, level, style, origin)
+    }
+
+    /// Formats the record in the place of so many dropped ones. Every level shows it.
+    fn dropped(&self, count: u64) -> String {
+        let fields = [("dropped", count)];
+        let mut record = Record::builder();
+        record.level(Level::Warn).target(module_path!()).module_path_static(Some(module_path!()));
+        record.file_static(Some(file!())).line(Some(line!())).key_values(&fields);
+        self.format(&record.args(format_args!("{DROPPED}")).build(), Level::Warn)
+    }
+}
+
 /// A logger whose level can be changed.
-struct Switch(env_logger::Logger);
+struct Switch(LogFormatter);
 
 impl log::Log for Switch {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
@@ -91,13 +148,16 @@ impl log::Log for Switch {
     }
 
     fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            self.0.log(record);
+        if self.enabled(record.metadata())
+            && let Some(level) = shown_as(record, present().1)
+        {
+            QUEUE.push(self.0.format(record, level));
         }
     }
 
+    /// Waits until all records are written, for at most `MAX_FLUSH_TIME`.
     fn flush(&self) {
-        self.0.flush();
+        QUEUE.flush(MAX_FLUSH_TIME);
     }
 }
 

@@ -59,10 +59,14 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
         LoadMode::Health(args) => return health(&args),
         _ => {}
     }
-    if let Err(error) = logging::init(&config.log, std::io::stdout().is_terminal()) {
-        eprintln!("cannot start the log: {error}");
-        return ExitCode::FAILURE;
-    }
+    // Dropped last, also where this thread panics.
+    let _flush = match logging::init(&config.log, std::io::stdout().is_terminal()) {
+        Ok(flush) => flush,
+        Err(error) => {
+            eprintln!("cannot start the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     let threads = app::threads(&config);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();

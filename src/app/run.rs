@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -153,7 +154,8 @@ async fn relieve(
     }
 }
 
-/// Waits for the end.
+/// Waits for the end. A reload that waits for a disk delays neither the end nor the watchdog, and is dropped
+/// with the end. One reload runs at a time: signals that arrive meanwhile lead to one reload after it.
 async fn serve(
     running: &RunningBalancer,
     handover: Option<&HandoverSocket>,
@@ -167,19 +169,28 @@ async fn serve(
             None => std::future::pending().await,
         }
     };
-    tokio::pin!(relieved);
+    let watchdog = async {
+        loop {
+            notify.alive().await;
+        }
+    };
+    tokio::pin!(relieved, watchdog);
+    let mut reload = None;
     loop {
         tokio::select! {
             signal = signals.end() => return RunEnd::Signal(signal),
             relieved = &mut relieved => return RunEnd::Relieved(relieved),
             _ = orders.quit.recv() => process::handover_signal(),
-            Some(()) = orders.hangup.recv() => {
+            Some(()) = orders.hangup.recv(), if reload.is_none() => {
                 notify.reloading();
+                reload = Some(Box::pin(running.reload()));
+            }
+            Some(_) = OptionFuture::from(reload.as_mut()) => {
                 // The result is logged.
-                drop(running.reload().await);
+                reload = None;
                 notify.ready();
             }
-            () = notify.alive() => {}
+            () = &mut watchdog => {}
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::exposition::{ExpositionWriter, label_pairs};
 use super::spec::{MetricKind, MetricSpec};
+use crate::logging;
 
 const BUILD: MetricSpec = MetricSpec {
     name: "vllm_lb_build_info",
@@ -22,6 +23,15 @@ const RESIDENT: MetricSpec = MetricSpec::gauge(
     "the memory that the process takes, by `/proc`; absent where there is none",
     &[],
 );
+
+const LOG_DROPPED: MetricSpec = MetricSpec {
+    name: "vllm_lb_log_records_dropped_total",
+    kind: MetricKind::Counter,
+    labels: &[],
+    help: "log records that were dropped because standard output did not take them in time \
+           ([logs](operating.md#logs))",
+    buckets: &[],
+};
 
 /// The facts of the process that a page of metrics shows.
 pub(super) struct BalancerFacts {
@@ -52,13 +62,15 @@ impl BalancerFacts {
             page.family(&RESIDENT);
             page.sample(&RESIDENT, "", bytes);
         }
+        page.family(&LOG_DROPPED);
+        page.sample(&LOG_DROPPED, "", logging::dropped());
     }
 }
 
 /// The descriptions of these metrics.
 #[cfg(test)]
-pub(super) fn specs() -> [MetricSpec; 3] {
-    [BUILD, START, RESIDENT]
+pub(super) fn specs() -> [MetricSpec; 4] {
+    [BUILD, START, RESIDENT, LOG_DROPPED]
 }
 
 /// The memory that the process takes, in bytes; `None` where the system does not report it.

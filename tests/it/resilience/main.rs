@@ -9,5 +9,7 @@ mod queue;
 mod regressions;
 mod reload;
 mod restart;
+mod stalled_files;
+mod stalled_output;
 mod upgrade;
 mod upgrade_state;

@@ -406,20 +406,31 @@ async fn a_drained_process_exits() {
 // === the supervisor ===
 
 /// The words that come to a supervisor's socket, one at a time.
-struct Supervisor(UnixDatagram);
+pub struct Supervisor(UnixDatagram);
 
 impl Supervisor {
-    async fn hears(&self, wanted: &str) {
+    /// Makes the socket, and names it to processes that start from now on.
+    pub fn of(setup: &mut Setup) -> Self {
+        let path = setup.path("notify.sock");
+        let socket = UnixDatagram::bind(&path).expect("a free path");
+        socket.set_nonblocking(true).expect("a fresh socket takes options");
+        setup.variable("NOTIFY_SOCKET", &path);
+        setup.variable("WATCHDOG_USEC", "300000");
+        Supervisor(socket)
+    }
+
+    pub async fn hears(&self, wanted: &str) {
         let next = async || {
             let mut buffer = [0; 256];
             let length = self.0.recv(&mut buffer).ok()?;
             let words = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            let words = words.split("\nMONOTONIC_USEC=").next().unwrap_or_default().to_string();
             (words != "WATCHDOG=1").then_some(words)
         };
         assert_eq!(eventually("the supervisor is told", next).await, wanted);
     }
 
-    async fn hears_a_sign_of_life(&self) {
+    pub async fn hears_a_sign_of_life(&self) {
         let next = async || {
             let mut buffer = [0; 256];
             let length = self.0.recv(&mut buffer).ok()?;
@@ -433,11 +444,7 @@ impl Supervisor {
 async fn the_supervisor_is_notified_of_start_handover_and_stop() {
     let engine = engine(Default::default()).await;
     let mut setup = Setup::over([&engine], "");
-    let path = setup.path("notify.sock");
-    let supervisor = Supervisor(UnixDatagram::bind(&path).expect("a free path"));
-    supervisor.0.set_nonblocking(true).expect("a fresh socket takes options");
-    setup.variable("NOTIFY_SOCKET", &path);
-    setup.variable("WATCHDOG_USEC", "300000");
+    let supervisor = Supervisor::of(&mut setup);
     let mut former = setup.start().await;
     supervisor.hears("READY=1").await;
     supervisor.hears_a_sign_of_life().await;

@@ -120,6 +120,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
     ("doctor", "aggregate"),
     // What the index found is put on the formula's candidates.
     ("state::prefix_index", "pick"),
+    // The records that the log drops are counted as everything else is.
+    ("observe", "logging"),
     // Which blocks of a chain are stored is a property of the chain.
     ("state::prefix_index", "prompt"),
     ("simulate", "prompt"),
