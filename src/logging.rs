@@ -61,8 +61,8 @@ const QUEUE_LIMITS: LogQueueLimits = LogQueueLimits { records: 8_192, bytes: 8 <
 const MAX_FLUSH_TIME: Duration = Duration::from_secs(1);
 
 /// The message of the record in the place of dropped ones.
-const DROPPED: &str = "log records dropped: standard output did not take them in time; check what reads it, or \
-                       log less with log.level or log.requests";
+const DROPPED: &str = "log records dropped: standard output did not take them in time; check what reads it, \
+                       or log less with log.level or log.requests";
 
 /// The records of this process that are not written yet.
 static QUEUE: LazyLock<LogQueue> = LazyLock::new(|| LogQueue::new(QUEUE_LIMITS));
