@@ -4,6 +4,7 @@
 //! lock. `Snapshot::candidates` is the one place that filters. Requests in flight (`lease`) and places in the
 //! queue are counted by guards.
 
+mod authorities;
 mod awaited_token;
 mod blame;
 pub(crate) mod breaker;
@@ -26,6 +27,7 @@ mod probe_duty;
 mod prober;
 mod query;
 pub(crate) mod queue;
+mod regular_file;
 mod shared_probes;
 pub mod sight;
 pub(crate) mod snapshot;
@@ -43,6 +45,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::types::Config;
 use crate::observe::Observer;
+use authorities::ReadAuthorities;
 pub use awaited_token::AwaitedToken;
 pub use blame::Blame;
 use breaker::BreakerRules;
@@ -50,7 +53,7 @@ pub use breaker::blame::FailureKind;
 pub use breaker::{UpstreamSignal, UpstreamState};
 pub use change::{FleetChange, FleetChangeError};
 use client::UpstreamClient;
-use discover::DiscoveryPlan;
+use discover::{DiscoveryPlan, PlannedSource};
 pub use engine_load::{ForeignLoad, GaugeReport};
 pub use keeper::Keeper;
 use keeper_message::KeeperMessage;
@@ -249,10 +252,20 @@ impl Fleet {
 
     // === changes at run time ===
 
-    /// Applies all changes, or none and returns the reason.
+    /// Applies all changes, or none and returns the reason. Reads the files that they name first.
     pub async fn apply(&self, changes: Vec<FleetChange>) -> Result<(), FleetChangeError> {
+        let sources = changes.iter().flat_map(|change| match change {
+            FleetChange::Sources(sources) => sources.as_slice(),
+            _ => &[],
+        });
+        let servers: Vec<_> = sources.filter_map(PlannedSource::server).collect();
+        let upstreams = changes.iter().filter_map(|change| match change {
+            FleetChange::Upsert(config) => Some(config),
+            _ => None,
+        });
+        let read = ReadAuthorities::read(authorities::files(upstreams.chain(&servers))).await;
         let (answer, answered) = oneshot::channel();
-        let sent = self.keeper.send(KeeperMessage::Apply { changes, answer }).await;
+        let sent = self.keeper.send(KeeperMessage::Apply { changes, read, answer }).await;
         sent.map_err(|_| FleetChangeError::Stopping)?;
         answered.await.map_err(|_| FleetChangeError::Stopping)?
     }

@@ -192,7 +192,8 @@ mod tests {
 
     fn upstream() -> Upstream {
         let config = UpstreamConfig::new(url::upstream("http://gpu:1").expect("is a URL"));
-        Upstream::new(0, config, Queue::new(9, Observer::default())).expect("it needs no file")
+        Upstream::new(0, config, Queue::new(9, Observer::default()), &Default::default())
+            .expect("it needs no file")
     }
 
     #[test]

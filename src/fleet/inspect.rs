@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use serde::Deserialize;
 use serde_json::json;
 
+use super::authorities::ReadAuthorities;
 use super::client::{FetchError, UpstreamClient};
 use super::discover::{self, PlannedSource};
 use super::probe::MAX_VERSION_CHARS;
@@ -109,12 +110,18 @@ impl Inspector {
     pub(crate) async fn upstream(&self, config: UpstreamConfig) -> UpstreamFacts {
         let begun = Instant::now();
         let mut facts = UpstreamFacts::unasked(config.clone());
-        match Upstream::new(0, config, self.queue.clone()) {
+        match self.connection_to(config) {
             Ok(upstream) => self.ask(&upstream, &mut facts).await,
             Err(why) => facts.health = Err(QuestionFailure::Settings(why)),
         }
         facts.took = begun.elapsed();
         facts
+    }
+
+    /// Builds the connection settings of an upstream, with the files that they name.
+    fn connection_to(&self, config: UpstreamConfig) -> Result<Upstream, String> {
+        let read = ReadAuthorities::read_blocking([&config]);
+        Upstream::new(0, config, self.queue.clone(), &read)
     }
 
     async fn ask(&self, upstream: &Upstream, facts: &mut UpstreamFacts) {
@@ -210,8 +217,7 @@ impl Inspector {
     pub(crate) async fn source(&self, source: &DiscoverySource) -> (SourceFacts, Vec<UpstreamConfig>) {
         let label = source.ask.label();
         let server = PlannedSource::server(source);
-        let server =
-            server.map(|server| Upstream::new(0, server, self.queue.clone()).map(Arc::new)).transpose();
+        let server = server.map(|server| self.connection_to(server).map(Arc::new)).transpose();
         let polled = match server {
             Ok(server) => {
                 let planned = PlannedSource::new(source.clone(), server);
@@ -249,7 +255,7 @@ impl Inspector {
     ) -> Result<Vec<BalancerRow>, QuestionFailure> {
         let url = url::upstream(address).map_err(|problem| QuestionFailure::Settings(problem.to_string()))?;
         let config = UpstreamConfig { api_key: admin.token.clone(), ..UpstreamConfig::new(url) };
-        let listener = Upstream::new(0, config, self.queue.clone()).map_err(QuestionFailure::Settings)?;
+        let listener = self.connection_to(config).map_err(QuestionFailure::Settings)?;
         let answer = expected(self.client.get(&listener, "/admin/upstreams", self.timeout).await)?;
         let no_list = |_| QuestionFailure::Garbled("the answer is no balancer's list of upstreams".into());
         serde_json::from_slice(answer.body()).map_err(no_list)

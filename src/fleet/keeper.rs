@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
+use super::authorities::ReadAuthorities;
 use super::breaker::ProbeMiss;
 use super::discover::{DiscoveryPlan, PlannedSource};
 use super::keeper_message::KeeperMessage;
@@ -72,12 +73,14 @@ impl Keeper {
             published_at: now(),
             trips_ended: now(),
         };
+        let servers: Vec<_> = config.sources.iter().filter_map(PlannedSource::server).collect();
+        let read = ReadAuthorities::read_blocking(config.upstreams.iter().chain(&servers));
         for config in &config.upstreams {
-            let upstream = keeper.new_upstream(config)?;
+            let upstream = keeper.new_upstream(config, &read)?;
             let observer = keeper.fleet.observer.clone();
             keeper.records.push(UpstreamRecord::new(upstream, now(), observer));
         }
-        let plan = keeper.plan(config.sources.clone())?;
+        let plan = keeper.plan(config.sources.clone(), &read)?;
         keeper.fleet.plan.send_replace(plan);
         keeper.publish();
         Ok(keeper)
@@ -110,17 +113,25 @@ impl Keeper {
         self.tasks.shutdown().await;
     }
 
-    fn new_upstream(&mut self, config: &UpstreamConfig) -> Result<Arc<Upstream>, String> {
+    fn new_upstream(
+        &mut self,
+        config: &UpstreamConfig,
+        read: &ReadAuthorities,
+    ) -> Result<Arc<Upstream>, String> {
         let id = self.next_id;
         self.next_id += 1;
-        Ok(Arc::new(Upstream::new(id, config.clone(), self.fleet.queue.clone())?))
+        Ok(Arc::new(Upstream::new(id, config.clone(), self.fleet.queue.clone(), read)?))
     }
 
-    fn plan(&mut self, sources: Vec<DiscoverySource>) -> Result<Arc<DiscoveryPlan>, String> {
+    fn plan(
+        &mut self,
+        sources: Vec<DiscoverySource>,
+        read: &ReadAuthorities,
+    ) -> Result<Arc<DiscoveryPlan>, String> {
         let mut plan = DiscoveryPlan::default();
         for source in sources {
             let server =
-                PlannedSource::server(&source).map(|server| self.new_upstream(&server)).transpose()?;
+                PlannedSource::server(&source).map(|server| self.new_upstream(&server, read)).transpose()?;
             plan.sources.push(Arc::new(PlannedSource::new(source, server)));
         }
         Ok(Arc::new(plan))
@@ -207,9 +218,9 @@ impl Keeper {
                 self.update(id, |record| record.signalled(signal, now(), &rules));
             }
             KeeperMessage::Idle { id } => self.changed |= self.remove_idle(id),
-            KeeperMessage::Apply { changes, answer } => {
+            KeeperMessage::Apply { changes, read, answer } => {
                 // Sending fails when the caller has stopped waiting; the changes are applied anyway.
-                drop(answer.send(self.apply(changes)));
+                drop(answer.send(self.apply(changes, &read)));
             }
         }
     }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::authorities::ReadAuthorities;
 use super::breaker::UpstreamSignal;
 use super::change::{FleetChange, FleetChangeError};
 use super::probe::{ProbeFailure, ProbeReport};
@@ -32,5 +33,10 @@ pub(super) enum KeeperMessage {
     /// An upstream that is being removed, or has departed, became idle.
     Idle { id: usize },
     /// Changes to apply, all or none.
-    Apply { changes: Vec<FleetChange>, answer: oneshot::Sender<Result<(), FleetChangeError>> },
+    Apply {
+        changes: Vec<FleetChange>,
+        /// The files that the changes name: the keeper reads none.
+        read: ReadAuthorities,
+        answer: oneshot::Sender<Result<(), FleetChangeError>>,
+    },
 }

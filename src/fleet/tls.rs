@@ -1,6 +1,7 @@
 //! The TLS settings of connections to an upstream: trust in the system's authorities, those of a file, or
 //! any.
 
+use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use tokio_rustls::TlsConnector;
 
+use super::regular_file::open_regular;
 use crate::config::types::UpstreamConfig;
 use crate::system_roots::system_roots;
 
@@ -18,12 +20,12 @@ use crate::system_roots::system_roots;
 /// have.
 pub(super) type Secure = (TlsConnector, ServerName<'static>);
 
-/// Reads the authorities of an upstream's `tls.ca`; none without TLS or without a file.
-pub(super) fn authorities(config: &UpstreamConfig) -> Result<Vec<CertificateDer<'static>>, String> {
-    match &config.tls.ca {
-        Some(path) if config.url.https => read_authorities(path),
-        _ => Ok(Vec::new()),
-    }
+/// The largest file with authorities; those of a system take a quarter of a megabyte.
+const MAX_AUTHORITIES_BYTES: u64 = 16 << 20;
+
+/// Returns the file of an upstream's `tls.ca`; `None` without TLS or without a file.
+pub(super) fn authorities_file(config: &UpstreamConfig) -> Option<&Path> {
+    config.tls.ca.as_deref().filter(|_| config.url.https)
 }
 
 /// Builds the TLS settings of an upstream; `None` when its URL is not https.
@@ -40,11 +42,15 @@ pub(super) fn secure(
     Ok(Some((TlsConnector::from(Arc::new(trust)), name)))
 }
 
-/// Reads the authorities of a PEM file; an empty file is an error.
-fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+/// Reads the authorities of a PEM file; an empty file is an error. May wait for a disk.
+pub(super) fn read_authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let message = |error: &dyn std::fmt::Display| format!("tls.ca {}: {error}", path.display());
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| message(&error))?;
-    let certificates: Result<Vec<_>, _> = certificates.collect();
+    let mut pem = Vec::new();
+    let read = open_regular(path).and_then(|file| file.take(MAX_AUTHORITIES_BYTES + 1).read_to_end(&mut pem));
+    if read.map_err(|error| message(&error))? as u64 > MAX_AUTHORITIES_BYTES {
+        return Err(message(&format!("it has more than {MAX_AUTHORITIES_BYTES} bytes")));
+    }
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     match certificates.map_err(|error| message(&error))? {
         none if none.is_empty() => Err(message(&"no certificate in the file")),
         some => Ok(some),

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio_rustls::TlsConnector;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::authorities::ReadAuthorities;
 use super::cached_reports::CachedTokenReports;
 use super::engine_load::{EngineLoad, ForeignLoad, GaugeReport};
 use super::forecast::{ForecastAccuracy, UpstreamForecast};
@@ -174,8 +175,13 @@ impl Live {
 // === impl Upstream ===
 
 impl Upstream {
-    /// Builds a new server; fails when its TLS settings cannot be used.
-    pub(super) fn new(id: usize, config: UpstreamConfig, queue: Arc<Queue>) -> Result<Self, String> {
+    /// Builds a new server; fails when its TLS settings cannot be used. `read` has the file of `tls.ca`.
+    pub(super) fn new(
+        id: usize,
+        config: UpstreamConfig,
+        queue: Arc<Queue>,
+        read: &ReadAuthorities,
+    ) -> Result<Self, String> {
         let live = Live {
             gauges: LoadGauges::default(),
             siblings: LoadGauges::default(),
@@ -199,17 +205,28 @@ impl Upstream {
             queue,
             address: ArcSwapOption::empty(),
         };
-        Self::with(config, Arc::new(live), None)
+        let authorities = read.of(&config)?;
+        Self::with(config, authorities, Arc::new(live), None)
     }
 
-    /// Builds the same server with other settings.
+    /// Builds the same server with other settings; those of TLS, and the authorities, are the same.
     pub(super) fn renewed(&self, config: UpstreamConfig) -> Result<Self, String> {
-        Self::with(config, self.live.clone(), Some(self))
+        Self::with(config, self.authorities.clone(), self.live.clone(), Some(self))
     }
 
-    fn with(config: UpstreamConfig, live: Arc<Live>, before: Option<&Upstream>) -> Result<Self, String> {
+    /// Builds the same server with other settings and files.
+    pub(super) fn replaced(&self, config: UpstreamConfig, read: &ReadAuthorities) -> Result<Self, String> {
+        let authorities = read.of(&config)?;
+        Self::with(config, authorities, self.live.clone(), Some(self))
+    }
+
+    fn with(
+        config: UpstreamConfig,
+        authorities: Vec<CertificateDer<'static>>,
+        live: Arc<Live>,
+        before: Option<&Upstream>,
+    ) -> Result<Self, String> {
         let named = |error: String| format!("upstream {}: {error}", config.name);
-        let authorities = tls::authorities(&config).map_err(named)?;
         // Settings of TLS are expensive to build, and most changes leave them as they are.
         let same = before.filter(|before| {
             let connects = &before.config;
@@ -234,8 +251,8 @@ impl Upstream {
     }
 
     /// Whether the server has exactly these settings, and the files that they name are unchanged.
-    pub(super) fn has_settings(&self, config: &UpstreamConfig) -> bool {
-        self.config == *config && tls::authorities(config).is_ok_and(|found| found == self.authorities)
+    pub(super) fn has_settings(&self, config: &UpstreamConfig, read: &ReadAuthorities) -> bool {
+        self.config == *config && read.of(config).is_ok_and(|found| found == self.authorities)
     }
 
     /// Whether a connection that was opened with these settings may serve requests with the other ones.

@@ -192,7 +192,7 @@ impl<W: Write> LineOutput<W> {
         self.write_all(line.as_bytes())
     }
 
-    #[allow(clippy::disallowed_methods, reason = "the writer's thread serves no request")]
+    #[allow(clippy::disallowed_methods, reason = "the thread of the writer has no runtime")]
     fn write_all(&mut self, mut rest: &[u8]) -> io::Result<()> {
         while !rest.is_empty() {
             match self.output.write(rest) {

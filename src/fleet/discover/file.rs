@@ -10,13 +10,10 @@
 //! content counts once it was the same in two reads, `SETTLE_TIME` apart. Of a file that changes for longer
 //! than `MAX_SETTLE_TIME` the next list counts, since every read of it may be another one.
 
-use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::OFlags;
 use xxhash_rust::xxh3::{xxh3_128, xxh3_128_with_seed};
 
 use super::UNANSWERED_POLL_INTERVAL;
@@ -26,6 +23,7 @@ use crate::config::check;
 use crate::config::problem::{ConfigProblem, seen};
 use crate::config::types::ListedFile;
 use crate::fleet::now;
+use crate::fleet::regular_file::open_regular;
 
 /// The time for which other content must stay the same before it counts.
 const SETTLE_TIME: Duration = Duration::from_millis(200);
@@ -139,20 +137,6 @@ fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     open_regular(path)?.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
     Ok(text)
-}
-
-/// Opens a regular file. A device is not opened, which may have effects.
-pub(super) fn open_regular(path: &Path) -> io::Result<File> {
-    let check = |found: Metadata| match found.is_file() {
-        true => Ok(()),
-        false => Err(io::Error::other("it is no file")),
-    };
-    check(std::fs::metadata(path)?)?;
-    // A pipe may stand there by now: opening it would wait for a writer.
-    let flags = i32::try_from(OFlags::NONBLOCK.bits()).map_err(io::Error::other)?;
-    let file = File::options().read(true).custom_flags(flags).open(path)?;
-    check(file.metadata()?)?;
-    Ok(file)
 }
 
 /// Parses the content of the file.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::authorities::ReadAuthorities;
 use super::super::breaker::BreakerRules;
 use super::super::change::{FleetChange, FleetChangeError};
 use super::super::discover::{DiscoveryPlan, NO_SOURCE};
@@ -18,10 +19,15 @@ const FIRST_PROBE_SPACING: Duration = Duration::from_millis(2);
 
 impl Keeper {
     /// Applies all changes or none: every step that can fail runs before the first change is made.
-    pub(super) fn apply(&mut self, changes: Vec<FleetChange>) -> Result<(), FleetChangeError> {
+    /// `read` has the files that the changes name.
+    pub(super) fn apply(
+        &mut self,
+        changes: Vec<FleetChange>,
+        read: &ReadAuthorities,
+    ) -> Result<(), FleetChangeError> {
         let mut prepared = Vec::new();
         for change in changes {
-            prepared.push(self.prepare(change)?);
+            prepared.push(self.prepare(change, read)?);
         }
         let enters = |change: &&PreparedChange| matches!(change, PreparedChange::Enter { .. });
         let entering = prepared.iter().filter(enters).count();
@@ -39,7 +45,11 @@ impl Keeper {
         self.records.named(name).ok_or_else(|| FleetChangeError::Unknown(name.to_string()))
     }
 
-    fn prepare(&mut self, change: FleetChange) -> Result<PreparedChange, FleetChangeError> {
+    fn prepare(
+        &mut self,
+        change: FleetChange,
+        read: &ReadAuthorities,
+    ) -> Result<PreparedChange, FleetChangeError> {
         let record = match &change {
             FleetChange::Upsert(config) => self.named(&config.name).ok(),
             FleetChange::Remove { name, .. }
@@ -65,17 +75,17 @@ impl Keeper {
                 PreparedChange::Renew { upstream, stays: false }
             }
             (FleetChange::Sources(sources), _) => {
-                PreparedChange::Plan(self.plan(sources).map_err(FleetChangeError::Unusable)?)
+                PreparedChange::Plan(self.plan(sources, read).map_err(FleetChangeError::Unusable)?)
             }
-            (FleetChange::Upsert(config), Some(present)) if present.has_settings(&config) => {
+            (FleetChange::Upsert(config), Some(present)) if present.has_settings(&config, read) => {
                 PreparedChange::Keep(present.id)
             }
             (FleetChange::Upsert(config), Some(present)) if present.config.url == config.url => {
-                let upstream = Arc::new(present.renewed(config).map_err(FleetChangeError::Unusable)?);
+                let upstream = Arc::new(present.replaced(config, read).map_err(FleetChangeError::Unusable)?);
                 PreparedChange::Renew { upstream, stays: true }
             }
             (FleetChange::Upsert(config), present) => {
-                let upstream = self.new_upstream(&config).map_err(FleetChangeError::Unusable)?;
+                let upstream = self.new_upstream(&config, read).map_err(FleetChangeError::Unusable)?;
                 PreparedChange::Enter { upstream, replaces: present.map(|present| present.id) }
             }
             (FleetChange::Weight { weight, .. }, Some(present)) => {

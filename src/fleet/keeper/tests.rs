@@ -72,7 +72,7 @@ async fn removes_an_upstream_with_a_late_request_when_that_request_ends() {
         let mut keeper = keeper();
         let upstream = keeper.records.present()[0].upstream().clone();
         let (id, name) = (upstream.id, upstream.name().to_string());
-        keeper.apply(vec![FleetChange::Remove { name, force }]).expect("it is there");
+        keeper.apply(vec![FleetChange::Remove { name, force }], &Default::default()).expect("it is there");
         let message = keeper.inbox.recv().await.expect("the fleet lives");
         upstream.live.gauges.active.store(1, Relaxed);
         handle(&mut keeper, message);
@@ -199,7 +199,9 @@ async fn counts_a_restart_as_one_new_incarnation() {
             }),
             "drained" | "undrained" => {
                 let drain = event == "drained";
-                keeper.apply(vec![FleetChange::Drain { name, drain }]).expect("it is there");
+                keeper
+                    .apply(vec![FleetChange::Drain { name, drain }], &Default::default())
+                    .expect("it is there");
             }
             began => {
                 let started = began.strip_prefix("began ").and_then(|at| at.parse().ok());
@@ -226,16 +228,24 @@ async fn an_operators_settings_take_precedence_over_a_sources() {
     };
     let id = keeper.records.present()[0].upstream().id;
     let release = || vec![FleetChange::Release { name: name.clone() }];
-    keeper.apply(vec![FleetChange::Upsert(from_source.clone())]).expect("the upstream is unchanged");
-    keeper.apply(release()).expect("the upstream is unchanged");
+    keeper
+        .apply(vec![FleetChange::Upsert(from_source.clone())], &Default::default())
+        .expect("the upstream is unchanged");
+    keeper.apply(release(), &Default::default()).expect("the upstream is unchanged");
     assert_eq!(present(&keeper), (1.0, false, false));
     // Once the operator has removed the upstream, the source takes it over with its requests in flight.
-    keeper.apply(vec![FleetChange::Remove { name: name.clone(), force: false }]).expect("it is there");
-    keeper.apply(vec![FleetChange::Upsert(from_source)]).expect("the operator has given it up");
+    keeper
+        .apply(vec![FleetChange::Remove { name: name.clone(), force: false }], &Default::default())
+        .expect("it is there");
+    keeper
+        .apply(vec![FleetChange::Upsert(from_source)], &Default::default())
+        .expect("the operator has given it up");
     assert_eq!((present(&keeper), keeper.records.present()[0].upstream().id), ((9.0, true, false), id));
-    keeper.apply(vec![FleetChange::Upsert(operators)]).expect("it is there");
+    keeper.apply(vec![FleetChange::Upsert(operators)], &Default::default()).expect("it is there");
     assert_eq!(present(&keeper), (1.0, false, false));
-    keeper.apply(vec![FleetChange::Release { name: "unknown".into() }]).expect("there is nothing to do");
+    keeper
+        .apply(vec![FleetChange::Release { name: "unknown".into() }], &Default::default())
+        .expect("there is nothing to do");
     assert_eq!(keeper.records.present().len(), 1);
 }
 
@@ -295,7 +305,7 @@ async fn publishes_many_changes_together() {
     assert_eq!((count(), fleet.snapshot().ready().count()), (before + 1, 1));
     // A caller's change is published with the others before the answer.
     let name = keeper.records.present()[99].upstream().name().to_string();
-    keeper.apply(vec![FleetChange::Drain { name, drain: true }]).expect("it is there");
+    keeper.apply(vec![FleetChange::Drain { name, drain: true }], &Default::default()).expect("it is there");
     assert_eq!((count(), fleet.snapshot().ready().count()), (before + 2, 50));
     keeper.handle(well(50));
     keeper.publish_if_due();

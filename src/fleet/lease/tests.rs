@@ -12,7 +12,8 @@ use proptest::prelude::*;
 fn entry(max_active: Option<u32>) -> SnapshotEntry {
     let url = UpstreamUrl { https: false, host: "gpu".into(), port: 1, unix: None, prefix: String::new() };
     let config = UpstreamConfig { max_active, ..UpstreamConfig::new(url) };
-    let upstream = Upstream::new(0, config, Queue::new(9, Observer::default())).expect("it needs no file");
+    let upstream = Upstream::new(0, config, Queue::new(9, Observer::default()), &Default::default())
+        .expect("it needs no file");
     let mut entry = SnapshotEntry::unknown(Arc::new(upstream));
     let mut machine = BreakerMachine::new(Instant::now());
     machine.probed(Ok(()), 0, Instant::now(), &rules());

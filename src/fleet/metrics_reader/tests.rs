@@ -14,7 +14,8 @@ use crate::observe::Observer;
 
 fn upstream() -> Upstream {
     let config = UpstreamConfig::new(url::upstream("http://gpu:1").expect("is a URL"));
-    Upstream::new(0, config, Queue::new(9, Observer::default())).expect("it needs no file")
+    Upstream::new(0, config, Queue::new(9, Observer::default()), &Default::default())
+        .expect("it needs no file")
 }
 
 fn reader() -> MetricsReader {

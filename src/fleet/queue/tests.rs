@@ -28,7 +28,8 @@ struct Server {
 impl Server {
     fn new(id: usize, queue: &Arc<Queue>, places: u64, models: &[&str]) -> Self {
         let config = UpstreamConfig::new(url::upstream("http://gpu:1").expect("is a URL"));
-        let upstream = Upstream::new(id, config, queue.clone()).expect("it needs no file");
+        let upstream =
+            Upstream::new(id, config, queue.clone(), &Default::default()).expect("it needs no file");
         let card = |id: &&str| ModelCard {
             id: (*id).to_string(),
             raw: String::new(),
@@ -165,7 +166,8 @@ async fn an_upstream_that_joins_a_route_serves_the_requests_that_wait_already() 
         let server = Server::new(id, &queue, 0, &["m"]);
         let discovered = source.map(|source| DiscoveryOrigin { source: source.into(), model: None });
         let config = UpstreamConfig { name: name.into(), discovered, ..server.upstream.config.clone() };
-        let upstream = Upstream::new(id, config, queue.clone()).expect("it needs no file");
+        let upstream =
+            Upstream::new(id, config, queue.clone(), &Default::default()).expect("it needs no file");
         upstream.live.identity.serves.store(server.upstream.live.identity.serves.load_full());
         Server { upstream, ..server }
     };

@@ -69,7 +69,8 @@ fn snapshot(given: &[ScriptedUpstream], now: Instant) -> Snapshot {
         let listed = given.script.split(' ').find_map(|word| word.strip_prefix("lists-"));
         let models = listed.map(|model| vec![model.to_string()]);
         let config = UpstreamConfig { max_active: Some(2), discovered, models, ..UpstreamConfig::new(url) };
-        let upstream = Upstream::new(10 + index, config, queue.clone()).expect("it needs no file");
+        let upstream =
+            Upstream::new(10 + index, config, queue.clone(), &Default::default()).expect("it needs no file");
         let mut entry = SnapshotEntry::unknown(Arc::new(upstream));
         let card = |id: &&str| ModelCard {
             id: (*id).to_string(),

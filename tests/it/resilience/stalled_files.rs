@@ -6,9 +6,11 @@ use std::process::Command;
 
 use rustix::fs::OFlags;
 use rustix::process::Signal;
+use serde_json::json;
 
 use super::upgrade::Supervisor;
 use crate::common::process::Setup;
+use crate::common::wire::{JSON, Wire, request, with_host};
 use crate::common::{engine, eventually};
 
 /// Puts a pipe, which has no writer, in the place of a file.
@@ -88,4 +90,30 @@ async fn a_signal_during_a_reload_leads_to_one_more_after_it() {
     process.signal(Signal::TERM);
     supervisor.hears("STOPPING=1").await;
     assert_eq!(process.ended().await, Some(0));
+}
+
+/// Regression: the keeper read `tls.ca` itself. While the read hung, no probe and no change was handled, and
+/// one thread did nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn authorities_that_cannot_be_read_do_not_stop_the_keeper() {
+    let engine = engine(Default::default()).await;
+    let setup = Setup::over([&engine], "");
+    let process = setup.start().await;
+    let path = setup.path("ca.pem");
+    put_pipe(&path);
+    let ask = async |method: &str, target: &str, body: serde_json::Value| {
+        let request = request(method, target, &[JSON], body.to_string().as_bytes());
+        Wire::connect(&process.admin).await.ask(with_host(&request, &process.admin)).await
+    };
+    let added = json!({"url": "https://127.0.0.1:9", "name": "new", "tls": {"ca": path}});
+    let refused = ask("POST", "/admin/upstreams", added).await.expect(400);
+    let text = refused.json().to_string();
+    assert!(text.contains("ca.pem: it is no file"), "{text}");
+    // A reload and a change of another upstream get their answers.
+    let entry = format!("{{url: 'https://127.0.0.1:9', tls: {{ca: '{path}'}}}}");
+    setup.write(&format!("'{}', {entry}", engine.url()), "");
+    let refused = ask("POST", "/admin/reload", json!(null)).await.expect(422);
+    assert!(refused.json().to_string().contains("ca.pem: it is no file"));
+    let drained = format!("/admin/upstreams/{}", engine.address());
+    ask("PATCH", &drained, json!({"state": "drain"})).await.expect(200);
 }

@@ -7,7 +7,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::fleet::discover::file::open_regular;
+use crate::fleet::regular_file::open_regular;
 
 /// The largest kubeconfig.
 const MAX_KUBECONFIG_BYTES: u64 = 1 << 20;
