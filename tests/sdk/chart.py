@@ -295,7 +295,7 @@ def loose_pods(objects):
         of_pod, own = spec["securityContext"], one["securityContext"]
         wanted = (
             (of_pod.get("runAsNonRoot"), True),
-            (of_pod.get("runAsUser", 0) > 0, True),
+            (of_pod.get("runAsUser", 0) > 0 or chosen_by_the_cluster(of_pod), True),
             (of_pod.get("seccompProfile"), {"type": "RuntimeDefault"}),
             (own.get("allowPrivilegeEscalation"), False),
             (own.get("readOnlyRootFilesystem"), True),
@@ -307,6 +307,22 @@ def loose_pods(objects):
         for got, expected in wanted:
             if got != expected:
                 yield f"{one['name']}: {got} in place of {expected}"
+
+
+def chosen_by_the_cluster(context):
+    """Whether user and groups are those of the namespace, as OpenShift sets them."""
+    return not {"runAsUser", "runAsGroup", "fsGroup"} & context.keys()
+
+
+def stuck_rollouts(objects):
+    """A rollout that has to start a pod before it ends one, where the new one may find no node."""
+    deployment = named(objects, "Deployment")["spec"]
+    rules = deployment["template"]["spec"].get("affinity", {}).get("podAntiAffinity", {})
+    update = deployment["strategy"].get("rollingUpdate")
+    required = "requiredDuringSchedulingIgnoredDuringExecution" in rules
+    wanted = {"maxSurge": 0, "maxUnavailable": 1} if required else {"maxSurge": 1, "maxUnavailable": 0}
+    if deployment["strategy"]["type"] == "RollingUpdate" and update != wanted:
+        yield f"pods are replaced with {update}"
 
 
 def dangling_names(objects):
@@ -427,6 +443,6 @@ def weak_tokens(objects):
 
 CHECKS = (
     invalid_objects, wrong_selectors, wrong_monitors, wrong_ports, public_admin_listeners,
-    wrong_grace_periods, late_readiness, loose_pods, dangling_names, wrong_rights, other_alerts,
-    other_dashboards, wrong_scaling, weak_tokens,
+    wrong_grace_periods, late_readiness, loose_pods, stuck_rollouts, dangling_names, wrong_rights,
+    other_alerts, other_dashboards, wrong_scaling, weak_tokens,
 )

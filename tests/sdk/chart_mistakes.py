@@ -41,10 +41,16 @@ MISTAKES = {
         ("../values.yaml", "periodSeconds: 3\n", "periodSeconds: 30\n", "default"),
     ),
     "loose_pods": (
-        ("_helpers.tpl", "runAsNonRoot: true\n", "", "default"),
+        ("../values.yaml", "  runAsNonRoot: true\n", "", "default"),
+        ("../values.yaml", "  runAsUser: 65532\n", "", "default"),
+        ("../values.yaml", "runAsUser: 65532", "runAsUser: 0", "default"),
         ("_helpers.tpl", "drop: [ALL]", "drop: [NET_RAW]", "default"),
         ("_helpers.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "default"),
         ("deployment.yaml", "    spec:\n", "    spec:\n      hostNetwork: true\n", "default"),
+    ),
+    "stuck_rollouts": (
+        ("deployment.yaml", "maxSurge: 0, maxUnavailable: 1", "maxSurge: 1, maxUnavailable: 0", "everything"),
+        ("deployment.yaml", "maxSurge: 1, maxUnavailable: 0", "maxSurge: 0, maxUnavailable: 1", "default"),
     ),
     "dangling_names": (
         ("deployment.yaml", "mountPath: /etc/vllm-lb,", "mountPath: /etc/lb,", "default"),

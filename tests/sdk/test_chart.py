@@ -277,6 +277,8 @@ WRONG = (
     ("autoscaling.by=both", "by"),
     ("autoscaling.minReplicas=0", "minReplicas"),
     ("antiAffinity=hard", "antiAffinity"),
+    ("strategy.type=OnDelete", "strategy"),
+    ("strategy.maxSurge=1", "strategy|propertyName"),
 )
 
 

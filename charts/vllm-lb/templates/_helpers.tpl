@@ -121,12 +121,15 @@ valueFrom:
     key: {{ include "vllm-lb.adminSecretKey" . }}
 {{- end }}
 
+{{/* Helm removes entries of values.yaml that a value file has as null, but keeps other nulls. */}}
 {{- define "vllm-lb.podSecurityContext" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile: {type: RuntimeDefault}
+{{- $given := dict -}}
+{{- range $name, $entry := .Values.podSecurityContext -}}
+{{- if not (kindIs "invalid" $entry) -}}
+{{- $given = set $given $name $entry -}}
+{{- end -}}
+{{- end -}}
+{{ toYaml $given }}
 {{- end }}
 
 {{- define "vllm-lb.securityContext" -}}
