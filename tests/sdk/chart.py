@@ -218,6 +218,9 @@ def wrong_monitors(objects):
         if services != [service_of(objects, "admin")]:
             yield f"selects {[each['metadata']['name'] for each in services]}"
         ports = [port["name"] for each in services for port in each["spec"]["ports"]]
+        # Without the namespace, two releases of one name are one fleet for the alerts.
+        if job_of(objects) != (job := expected_job(objects)):
+            yield f"the job {job_of(objects)} in place of {job}"
         for endpoint in monitor["spec"]["endpoints"]:
             if endpoint["port"] not in ports:
                 yield f"there is no port {endpoint['port']}"
@@ -384,6 +387,10 @@ def wrong_rights(objects):
         yield f"Roles {roles}, bound {bound}"
 
 
+def expected_job(objects):
+    return f"{NAMESPACE}/{named(objects, 'Deployment')['metadata']['name']}"
+
+
 def job_of(objects):
     """The name of the job that a ServiceMonitor makes."""
     [endpoint] = named(objects, "ServiceMonitor")["spec"]["endpoints"]
@@ -427,7 +434,7 @@ def wrong_scaling(objects):
             for selector, _ in monitoring.selectors(parsed):
                 if selector.name not in gauges:
                     yield f"{selector.name}: there is no such gauge"
-                if monitoring.matched(selector) != {"job": deployment, "namespace": NAMESPACE}:
+                if monitoring.matched(selector) != {"job": expected_job(objects), "namespace": NAMESPACE}:
                     yield f"{trigger['name']}: of {monitoring.matched(selector)}"
     targets = of_kind(objects, "ScaledObject") + of_kind(objects, "HorizontalPodAutoscaler")
     if any(each["spec"]["scaleTargetRef"]["name"] == deployment for each in targets):

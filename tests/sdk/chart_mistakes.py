@@ -19,6 +19,7 @@ MISTAKES = {
         ("servicemonitor.yaml", "component: admin", "component: clients", "everything"),
         ("servicemonitor.yaml", "      app.kubernetes.io/component: admin\n", "", "everything"),
         ("servicemonitor.yaml", "port: admin", "port: metrics", "everything"),
+        ("_helpers.tpl", "{{ .Release.Namespace }}/", "", "everything"),
     ),
     "wrong_ports": (
         ("deployment.yaml", "containerPort: 8000", "containerPort: 8080", "default"),
@@ -73,12 +74,8 @@ MISTAKES = {
     ),
     "other_alerts": (
         ("prometheusrule.yaml", "| replace", '| replace "> 0.05" "> 0.5" | replace', "everything"),
-        (
-            "servicemonitor.yaml",
-            "targetLabel: job, replacement: ",
-            "targetLabel: job, replacement: x",
-            "everything",
-        ),
+        ("servicemonitor.yaml", '"vllm-lb.job"', '"vllm-lb.fullname"', "everything"),
+        ("prometheusrule.yaml", '"vllm-lb.job"', '"vllm-lb.fullname"', "everything"),
     ),
     "other_dashboards": (
         ("dashboard.yaml", "| nindent", '| replace "sum" "avg" | nindent', "everything"),
@@ -88,6 +85,7 @@ MISTAKES = {
         ("autoscaling.yaml", "sum(vllm_lb_queued", "sum(vllm_lb_waiting", "everything"),
         ("autoscaling.yaml", "sum(vllm_lb_queued", "max by (instance) (vllm_lb_queued", "everything"),
         ("autoscaling.yaml", "job=%q", "service=%q", "everything"),
+        ("autoscaling.yaml", '"vllm-lb.job"', '"vllm-lb.fullname"', "everything"),
     ),
     "weak_tokens": (
         ("secret.yaml", "randAlphaNum 40", "randAlphaNum 4", "default"),

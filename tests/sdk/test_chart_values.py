@@ -17,7 +17,7 @@ REPLACE = {"maxSurge": 0, "maxUnavailable": 1}
         ("antiAffinity=preferred", {"type": "RollingUpdate", "rollingUpdate": SURGE}),
         ("antiAffinity=required", {"type": "RollingUpdate", "rollingUpdate": REPLACE}),
         ("antiAffinity=required,strategy.type=Recreate", {"type": "Recreate"}),
-        ("antiAffinity=required,affinity.nodeAffinity.x=y", {"type": "RollingUpdate", "rollingUpdate": SURGE}),
+        ("antiAffinity=required,affinity.a.b=c", {"type": "RollingUpdate", "rollingUpdate": SURGE}),
     ],
 )
 def test_pods_are_replaced_as_their_nodes_and_volumes_allow(settings, strategy):
@@ -30,7 +30,8 @@ def test_pods_are_replaced_as_their_nodes_and_volumes_allow(settings, strategy):
         ("{}", {}),
         ("{runAsUser: 1000680000}", {"runAsUser": 1000680000}),
         ("{runAsUser: null, runAsGroup: null, fsGroup: null}", dict.fromkeys(OWNERS)),
-        ("{fsGroup: null, supplementalGroups: [5], runAsX: null}", {"fsGroup": None, "supplementalGroups": [5]}),
+        ("{fsGroup: null, runAsX: null}", {"fsGroup": None}),
+        ("{supplementalGroups: [5]}", {"supplementalGroups": [5]}),
     ],
 )
 def test_entries_of_the_security_context_are_replaced_and_removed(given, changed, tmp_path):
