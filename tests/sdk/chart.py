@@ -218,6 +218,9 @@ def wrong_monitors(objects):
         if services != [service_of(objects, "admin")]:
             yield f"selects {[each['metadata']['name'] for each in services]}"
         ports = [port["name"] for each in services for port in each["spec"]["ports"]]
+        # Without the namespace, two releases of one name are one fleet for the alerts.
+        if job_of(objects) != (job := expected_job(objects)):
+            yield f"the job {job_of(objects)} in place of {job}"
         for endpoint in monitor["spec"]["endpoints"]:
             if endpoint["port"] not in ports:
                 yield f"there is no port {endpoint['port']}"
@@ -295,7 +298,7 @@ def loose_pods(objects):
         of_pod, own = spec["securityContext"], one["securityContext"]
         wanted = (
             (of_pod.get("runAsNonRoot"), True),
-            (of_pod.get("runAsUser", 0) > 0, True),
+            (of_pod.get("runAsUser", 0) > 0 or chosen_by_the_cluster(of_pod), True),
             (of_pod.get("seccompProfile"), {"type": "RuntimeDefault"}),
             (own.get("allowPrivilegeEscalation"), False),
             (own.get("readOnlyRootFilesystem"), True),
@@ -307,6 +310,22 @@ def loose_pods(objects):
         for got, expected in wanted:
             if got != expected:
                 yield f"{one['name']}: {got} in place of {expected}"
+
+
+def chosen_by_the_cluster(context):
+    """Whether user and groups are those of the namespace, as OpenShift sets them."""
+    return not {"runAsUser", "runAsGroup", "fsGroup"} & context.keys()
+
+
+def stuck_rollouts(objects):
+    """A rollout that has to start a pod before it ends one, where the new one may find no node."""
+    deployment = named(objects, "Deployment")["spec"]
+    rules = deployment["template"]["spec"].get("affinity", {}).get("podAntiAffinity", {})
+    update = deployment["strategy"].get("rollingUpdate")
+    required = "requiredDuringSchedulingIgnoredDuringExecution" in rules
+    wanted = {"maxSurge": 0, "maxUnavailable": 1} if required else {"maxSurge": 1, "maxUnavailable": 0}
+    if deployment["strategy"]["type"] == "RollingUpdate" and update != wanted:
+        yield f"pods are replaced with {update}"
 
 
 def dangling_names(objects):
@@ -368,6 +387,10 @@ def wrong_rights(objects):
         yield f"Roles {roles}, bound {bound}"
 
 
+def expected_job(objects):
+    return f"{NAMESPACE}/{named(objects, 'Deployment')['metadata']['name']}"
+
+
 def job_of(objects):
     """The name of the job that a ServiceMonitor makes."""
     [endpoint] = named(objects, "ServiceMonitor")["spec"]["endpoints"]
@@ -411,7 +434,7 @@ def wrong_scaling(objects):
             for selector, _ in monitoring.selectors(parsed):
                 if selector.name not in gauges:
                     yield f"{selector.name}: there is no such gauge"
-                if monitoring.matched(selector) != {"job": deployment, "namespace": NAMESPACE}:
+                if monitoring.matched(selector) != {"job": expected_job(objects), "namespace": NAMESPACE}:
                     yield f"{trigger['name']}: of {monitoring.matched(selector)}"
     targets = of_kind(objects, "ScaledObject") + of_kind(objects, "HorizontalPodAutoscaler")
     if any(each["spec"]["scaleTargetRef"]["name"] == deployment for each in targets):
@@ -427,6 +450,6 @@ def weak_tokens(objects):
 
 CHECKS = (
     invalid_objects, wrong_selectors, wrong_monitors, wrong_ports, public_admin_listeners,
-    wrong_grace_periods, late_readiness, loose_pods, dangling_names, wrong_rights, other_alerts,
-    other_dashboards, wrong_scaling, weak_tokens,
+    wrong_grace_periods, late_readiness, loose_pods, stuck_rollouts, dangling_names, wrong_rights,
+    other_alerts, other_dashboards, wrong_scaling, weak_tokens,
 )

@@ -19,6 +19,7 @@ MISTAKES = {
         ("servicemonitor.yaml", "component: admin", "component: clients", "everything"),
         ("servicemonitor.yaml", "      app.kubernetes.io/component: admin\n", "", "everything"),
         ("servicemonitor.yaml", "port: admin", "port: metrics", "everything"),
+        ("_helpers.tpl", "{{ .Release.Namespace }}/", "", "everything"),
     ),
     "wrong_ports": (
         ("deployment.yaml", "containerPort: 8000", "containerPort: 8080", "default"),
@@ -41,10 +42,16 @@ MISTAKES = {
         ("../values.yaml", "periodSeconds: 3\n", "periodSeconds: 30\n", "default"),
     ),
     "loose_pods": (
-        ("_helpers.tpl", "runAsNonRoot: true\n", "", "default"),
+        ("../values.yaml", "  runAsNonRoot: true\n", "", "default"),
+        ("../values.yaml", "  runAsUser: 65532\n", "", "default"),
+        ("../values.yaml", "runAsUser: 65532", "runAsUser: 0", "default"),
         ("_helpers.tpl", "drop: [ALL]", "drop: [NET_RAW]", "default"),
         ("_helpers.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "default"),
         ("deployment.yaml", "    spec:\n", "    spec:\n      hostNetwork: true\n", "default"),
+    ),
+    "stuck_rollouts": (
+        ("deployment.yaml", "maxSurge: 0, maxUnavailable: 1", "maxSurge: 1, maxUnavailable: 0", "everything"),
+        ("deployment.yaml", "maxSurge: 1, maxUnavailable: 0", "maxSurge: 0, maxUnavailable: 1", "default"),
     ),
     "dangling_names": (
         ("deployment.yaml", "mountPath: /etc/vllm-lb,", "mountPath: /etc/lb,", "default"),
@@ -67,12 +74,8 @@ MISTAKES = {
     ),
     "other_alerts": (
         ("prometheusrule.yaml", "| replace", '| replace "> 0.05" "> 0.5" | replace', "everything"),
-        (
-            "servicemonitor.yaml",
-            "targetLabel: job, replacement: ",
-            "targetLabel: job, replacement: x",
-            "everything",
-        ),
+        ("servicemonitor.yaml", '"vllm-lb.job"', '"vllm-lb.fullname"', "everything"),
+        ("prometheusrule.yaml", '"vllm-lb.job"', '"vllm-lb.fullname"', "everything"),
     ),
     "other_dashboards": (
         ("dashboard.yaml", "| nindent", '| replace "sum" "avg" | nindent', "everything"),
@@ -82,6 +85,7 @@ MISTAKES = {
         ("autoscaling.yaml", "sum(vllm_lb_queued", "sum(vllm_lb_waiting", "everything"),
         ("autoscaling.yaml", "sum(vllm_lb_queued", "max by (instance) (vllm_lb_queued", "everything"),
         ("autoscaling.yaml", "job=%q", "service=%q", "everything"),
+        ("autoscaling.yaml", '"vllm-lb.job"', '"vllm-lb.fullname"', "everything"),
     ),
     "weak_tokens": (
         ("secret.yaml", "randAlphaNum 40", "randAlphaNum 4", "default"),

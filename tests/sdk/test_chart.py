@@ -277,6 +277,8 @@ WRONG = (
     ("autoscaling.by=both", "by"),
     ("autoscaling.minReplicas=0", "minReplicas"),
     ("antiAffinity=hard", "antiAffinity"),
+    ("strategy.type=OnDelete", "strategy"),
+    ("strategy.maxSurge=1", "strategy|propertyName"),
 )
 
 
@@ -476,3 +478,13 @@ def test_commands_of_the_page_name_objects_of_a_release(case):
     objects = chart.render(*chart.arguments_of(case), "--set", "fullnameOverride=vllm-lb")
     for kind, name in names:
         chart.named(objects, kind.capitalize(), name)
+
+
+def test_a_reload_goes_to_every_balancer_of_the_release_with_its_token():
+    text = documents.page("docs/kubernetes.md").text
+    selector = dict(each.split("=") for each in re.search(r"^\$ PODS=(\S+)$", text, re.MULTILINE)[1].split(","))
+    _, out, _ = chart.helm("template", "vllm-lb", chart.CHART)
+    objects = chart.objects_of(out)
+    assert chart.selects(selector, chart.pod(objects)["metadata"]["labels"])
+    assert not chart.selects(selector, chart.named(objects, "Pod")["metadata"]["labels"])
+    assert 0 < text.index("TOKEN=$(kubectl") < text.index("Bearer $TOKEN")

@@ -5,6 +5,11 @@
 {{- default $made .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
 {{- end }}
 
+{{/* The job of Prometheus: releases of one name in two namespaces are two fleets. */}}
+{{- define "vllm-lb.job" -}}
+{{ .Release.Namespace }}/{{ include "vllm-lb.fullname" . }}
+{{- end }}
+
 {{/* What a Deployment selects by: these labels cannot change over upgrades. */}}
 {{- define "vllm-lb.selectorLabels" -}}
 app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
@@ -121,12 +126,15 @@ valueFrom:
     key: {{ include "vllm-lb.adminSecretKey" . }}
 {{- end }}
 
+{{/* Helm removes entries of values.yaml that a value file has as null, but keeps other nulls. */}}
 {{- define "vllm-lb.podSecurityContext" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-seccompProfile: {type: RuntimeDefault}
+{{- $given := dict -}}
+{{- range $name, $entry := .Values.podSecurityContext -}}
+{{- if not (kindIs "invalid" $entry) -}}
+{{- $given = set $given $name $entry -}}
+{{- end -}}
+{{- end -}}
+{{ toYaml $given }}
 {{- end }}
 
 {{- define "vllm-lb.securityContext" -}}
@@ -135,7 +143,10 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* How vLLM servers are added at once, and removed one by one. */}}
+{{/*
+How vLLM servers are added at once, and removed one by one. On SIGTERM, vLLM aborts its requests in flight, unless
+it has `--shutdown-timeout`, which has to be shorter than the grace period of its pod.
+*/}}
 {{- define "vllm-lb.scalingBehavior" -}}
 scaleUp:
   stabilizationWindowSeconds: 30

@@ -1,0 +1,44 @@
+"""What single values of charts/vllm-lb make."""
+
+import pytest
+
+import chart
+
+# User and groups of a pod.
+OWNERS = dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), 65532)
+
+SURGE = {"maxSurge": 1, "maxUnavailable": 0}
+REPLACE = {"maxSurge": 0, "maxUnavailable": 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "strategy"),
+    [
+        ("antiAffinity=preferred", {"type": "RollingUpdate", "rollingUpdate": SURGE}),
+        ("antiAffinity=required", {"type": "RollingUpdate", "rollingUpdate": REPLACE}),
+        ("antiAffinity=required,strategy.type=Recreate", {"type": "Recreate"}),
+        ("antiAffinity=required,affinity.a.b=c", {"type": "RollingUpdate", "rollingUpdate": SURGE}),
+    ],
+)
+def test_pods_are_replaced_as_their_nodes_and_volumes_allow(settings, strategy):
+    assert chart.named(chart.render("--set", settings), "Deployment")["spec"]["strategy"] == strategy
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        ("{}", {}),
+        ("{runAsUser: 1000680000}", {"runAsUser": 1000680000}),
+        ("{runAsUser: null, runAsGroup: null, fsGroup: null}", dict.fromkeys(OWNERS)),
+        ("{fsGroup: null, runAsX: null}", {"fsGroup": None}),
+        ("{supplementalGroups: [5]}", {"supplementalGroups": [5]}),
+    ],
+)
+def test_entries_of_the_security_context_are_replaced_and_removed(given, changed, tmp_path):
+    values_file = tmp_path / "values.yaml"
+    values_file.write_text(f"podSecurityContext: {given}\n")
+    objects = chart.render("--values", values_file)
+    usual = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **OWNERS}
+    wanted = {key: value for key, value in {**usual, **changed}.items() if value is not None}
+    for spec in (chart.pod(objects)["spec"], chart.named(objects, "Pod")["spec"]):
+        assert spec["securityContext"] == wanted
