@@ -35,7 +35,7 @@ FOREIGN = {"ScaledObject": ScaledObject, "ServiceMonitor": ServiceMonitor, "Prom
 kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
 
 # What a pod has beyond the time that its balancer may take.
-SPARE_SECONDS = 10
+SPARE_SECONDS = 20
 
 DURATION = {"": 1, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -273,7 +273,7 @@ def public_admin_listeners(objects):
 
 
 def wrong_grace_periods(objects):
-    """A pod has the time that the balancer may take, and ten seconds for the process to end."""
+    """A pod has the time that the balancer may take, and SPARE_SECONDS for the process to end."""
     spec, shutdown = pod(objects)["spec"], config(objects)["shutdown"]
     hook = container(objects).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     needed = hook + math.ceil(seconds(shutdown["drain"])) + math.ceil(seconds(shutdown["grace"]))

@@ -35,6 +35,7 @@ MISTAKES = {
     ),
     "wrong_grace_periods": (
         ("_helpers.tpl", "add .Values.shutdown.preStopSleep $drain", "add $drain", "everything"),
+        ("_helpers.tpl", "$grace 20", "$grace 10", "default"),
         ("_helpers.tpl", '"m" 60', '"m" 30', "default"),
         ("_helpers.tpl", '"h" 3600', '"h" 60', "everything"),
     ),

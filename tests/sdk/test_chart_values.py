@@ -1,5 +1,7 @@
 """What single values of charts/vllm-lb make."""
 
+import re
+
 import pytest
 
 import chart
@@ -42,3 +44,9 @@ def test_entries_of_the_security_context_are_replaced_and_removed(given, changed
     wanted = {key: value for key, value in {**usual, **changed}.items() if value is not None}
     for spec in (chart.pod(objects)["spec"], chart.named(objects, "Pod")["spec"]):
         assert spec["securityContext"] == wanted
+
+
+def test_a_pod_has_time_to_store_its_traces_after_the_grace():
+    text = (chart.ROOT / "src/app.rs").read_text()
+    [longest] = re.findall(r"MAX_TRACES_STOP: Duration = Duration::from_secs\((\d+)\)", text)
+    assert int(longest) < chart.SPARE_SECONDS

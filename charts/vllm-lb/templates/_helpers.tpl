@@ -52,11 +52,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end }}
 
-{{/* The time that a pod has to end: what the balancer may take, and ten seconds more. */}}
+{{/* The time that a pod has to end: what the balancer may take, and twenty seconds more:
+traces may be stored for ten seconds after `grace`. */}}
 {{- define "vllm-lb.gracePeriod" -}}
 {{- $drain := include "vllm-lb.seconds" .Values.shutdown.drain | int64 -}}
 {{- $grace := include "vllm-lb.seconds" .Values.shutdown.grace | int64 -}}
-{{ add .Values.shutdown.preStopSleep $drain $grace 10 }}
+{{ add .Values.shutdown.preStopSleep $drain $grace 20 }}
 {{- end }}
 
 {{/* "yes" for an item of `upstreams` that the balancer finds through the API of its own cluster. */}}
