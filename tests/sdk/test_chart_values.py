@@ -50,3 +50,11 @@ def test_a_pod_has_time_to_store_its_traces_after_the_grace():
     text = (chart.ROOT / "src/app.rs").read_text()
     [longest] = re.findall(r"MAX_TRACES_STOP: Duration = Duration::from_secs\((\d+)\)", text)
     assert int(longest) < chart.SPARE_SECONDS
+
+
+@pytest.mark.parametrize(("fewest", "most", "accepted"), [(5, 4, False), (4, 4, True), (1, 4, True)])
+def test_the_fewest_servers_are_no_more_than_the_most(fewest, most, accepted):
+    given = f"autoscaling.by=hpa,autoscaling.minReplicas={fewest},autoscaling.maxReplicas={most}"
+    code, _, errors = chart.template("--set", given)
+    assert (code == 0) is accepted
+    assert accepted or "autoscaling.minReplicas: 5 is more than maxReplicas, 4" in errors
