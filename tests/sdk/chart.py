@@ -317,6 +317,18 @@ def chosen_by_the_cluster(context):
     return not {"runAsUser", "runAsGroup", "fsGroup"} & context.keys()
 
 
+def misplaced_tests(objects):
+    """The pod of helm test gets its image as the balancers do, and runs on nodes where they may run."""
+    def placed(spec):
+        nodes = spec.get("affinity", {}).get("nodeAffinity")
+        return [nodes, *map(spec.get, ("nodeSelector", "tolerations", "imagePullSecrets"))]
+
+    wanted = placed(pod(objects)["spec"])
+    for each in of_kind(objects, "Pod"):
+        if placed(each["spec"]) != wanted:
+            yield f"{placed(each['spec'])} in place of {wanted}"
+
+
 def stuck_rollouts(objects):
     """A rollout that has to start a pod before it ends one, where the new one may find no node."""
     deployment = named(objects, "Deployment")["spec"]
@@ -450,6 +462,6 @@ def weak_tokens(objects):
 
 CHECKS = (
     invalid_objects, wrong_selectors, wrong_monitors, wrong_ports, public_admin_listeners,
-    wrong_grace_periods, late_readiness, loose_pods, stuck_rollouts, dangling_names, wrong_rights,
-    other_alerts, other_dashboards, wrong_scaling, weak_tokens,
+    wrong_grace_periods, late_readiness, loose_pods, misplaced_tests, stuck_rollouts, dangling_names,
+    wrong_rights, other_alerts, other_dashboards, wrong_scaling, weak_tokens,
 )

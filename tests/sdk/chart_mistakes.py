@@ -50,6 +50,12 @@ MISTAKES = {
         ("_helpers.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "default"),
         ("deployment.yaml", "    spec:\n", "    spec:\n      hostNetwork: true\n", "default"),
     ),
+    "misplaced_tests": (
+        ("tests/fleet.yaml", ".Values.nodeSelector", ".Values.podLabels", "everything"),
+        ("tests/fleet.yaml", ".Values.tolerations", ".Values.none", "everything"),
+        ("tests/fleet.yaml", ".Values.imagePullSecrets", ".Values.none", "everything"),
+        ("tests/fleet.yaml", ".Values.affinity.nodeAffinity", ".Values.none", "dns"),
+    ),
     "stuck_rollouts": (
         ("deployment.yaml", "maxSurge: 0, maxUnavailable: 1", "maxSurge: 1, maxUnavailable: 0", "everything"),
         ("deployment.yaml", "maxSurge: 1, maxUnavailable: 0", "maxSurge: 0, maxUnavailable: 1", "default"),
