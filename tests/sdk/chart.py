@@ -410,10 +410,30 @@ def job_of(objects):
     return job
 
 
+def thresholds(objects):
+    """Expressions of alerts on memory, and those of a release: about its own balancers and their limits."""
+    job = f'{{job="{job_of(objects)}"}}'
+    bodies = in_bytes(config(objects).get("peek", {}).get("memory", "2GiB"))
+    limit = container(objects)["resources"].get("limits", {}).get("memory")
+    memory = f"0.8 * {in_bytes(limit)}" if limit else "8 * 1024 ^ 3"
+    return {
+        "vllm_lb_peeked_bytes > 1.6 * 1024 ^ 3": f"vllm_lb_peeked_bytes{job} > 0.8 * {bodies}",
+        "vllm_lb_resident_bytes > 8 * 1024 ^ 3": f"vllm_lb_resident_bytes{job} > {memory}",
+    }
+
+
+def in_bytes(size):
+    number, unit, binary = re.fullmatch(r"([\d.]+)([kKMGT]?)(i?)B?", str(size)).groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+
+
 def other_alerts(objects):
-    """The alerts are those of docker/prometheus, but for the name of the job."""
+    """The alerts are those of docker/prometheus, but for the name of the job and two thresholds."""
     for rule in of_kind(objects, "PrometheusRule"):
         text = monitoring.RULES.read_text().replace('job="vllm-lb"', f'job="{job_of(objects)}"')
+        for usual, own in thresholds(objects).items():
+            assert usual in text
+            text = text.replace(usual, own)
         if rule["spec"] != yaml.safe_load(text):
             yield "the alerts are not those of docker/prometheus/alerts.yml"
         jobs = set(re.findall(r'job="([^"]*)"', json.dumps(rule["spec"]).replace('\\"', '"')))

@@ -80,6 +80,12 @@ MISTAKES = {
         ("deployment.yaml", "{{ gt (len", "{{ ge (len", "dns"),
     ),
     "other_alerts": (
+        ("prometheusrule.yaml", "resident_bytes{%s} > %s", "resident_bytes > %[2]s", "everything"),
+        ("prometheusrule.yaml", ".Values.resources.limits", ".Values.resources.requests", "hpa"),
+        ("prometheusrule.yaml", ".Values.config.peek", ".Values.config.queue", "everything"),
+        ("_helpers.tpl", '"M" 1e6', '"M" 1048576', "everything"),
+        ("_helpers.tpl", '"Gi" 1073741824', '"Gi" 1e9', "everything"),
+        ("prometheusrule.yaml", '"vllm-lb.job" .', '"vllm-lb.fullname" .', "everything"),
         ("prometheusrule.yaml", "| replace", '| replace "> 0.05" "> 0.5" | replace', "everything"),
         ("servicemonitor.yaml", '"vllm-lb.job"', '"vllm-lb.fullname"', "everything"),
         ("prometheusrule.yaml", '"vllm-lb.job"', '"vllm-lb.fullname"', "everything"),

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 
 import chart
 
@@ -58,3 +59,36 @@ def test_the_fewest_servers_are_no_more_than_the_most(fewest, most, accepted):
     code, _, errors = chart.template("--set", given)
     assert (code == 0) is accepted
     assert accepted or "autoscaling.minReplicas: 5 is more than maxReplicas, 4" in errors
+
+
+@pytest.mark.parametrize(
+    ("limits", "threshold"),
+    [
+        ("{memory: 6Gi}", f"0.8 * {6 << 30}"),
+        ("{memory: 1.5Gi}", f"0.8 * {3 << 29}"),
+        ("{memory: 512Mi}", f"0.8 * {1 << 29}"),
+        ("{memory: 6442450944}", f"0.8 * {6 << 30}"),
+        ("{memory: 12G}", "0.8 * 12000000000"),
+        ('{memory: "6e9"}', "8 * 1024 ^ 3"),
+        ("{memory: null}", "8 * 1024 ^ 3"),
+        ("null", "8 * 1024 ^ 3"),
+    ],
+)
+def test_an_alert_on_memory_fires_below_the_limit(limits, threshold, tmp_path):
+    values_file = tmp_path / "values.yaml"
+    values_file.write_text(f"prometheusRule: {{enabled: true}}\nresources: {{limits: {limits}}}\n")
+    rules = chart.named(chart.render("--values", values_file), "PrometheusRule")["spec"]["groups"]
+    [alert] = [rule for group in rules for rule in group["rules"] if rule.get("alert") == "VllmLbMemory"]
+    assert alert["expr"] == f'vllm_lb_resident_bytes{{job="serving/models-vllm-lb"}} > {threshold}'
+
+
+def test_the_limit_of_memory_has_room_for_all_that_is_bounded():
+    """By the bounds of conf/lb.yaml, and with the part from which the alert fires left for connections."""
+    manual = (chart.ROOT / "conf/lb.yaml").read_text()
+    settings = yaml.safe_load(manual)
+    blocks, size = re.search(r"at most (\d+), where", manual.replace("\n#           ", " ")), 100
+    assert f"of at most {size} bytes of memory each" in manual
+    traces = re.search(r"key: +traces.memory\n(?:# .*\n)*?# default: +(\w+)", manual)
+    bounds = [chart.in_bytes(settings["peek"]["memory"]), int(blocks[1]) * size, chart.in_bytes(traces[1])]
+    limit = chart.container(chart.rendered("default"))["resources"]["limits"]["memory"]
+    assert sum(bounds) < 0.8 * chart.in_bytes(limit)

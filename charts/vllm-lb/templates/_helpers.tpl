@@ -52,6 +52,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end }}
 
+{{/* A size of Kubernetes (`6Gi`) or of the configuration (`2GiB`) in bytes; empty for another form. */}}
+{{- define "vllm-lb.bytes" -}}
+{{- $text := ternary . (int64 .) (kindIs "string" .) | toString -}}
+{{- $number := regexFind "^[0-9.]+" $text -}}
+{{- $units := dict "" 1 "k" 1e3 "K" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 -}}
+{{- $units = merge $units (dict "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776) -}}
+{{- $unit := trimPrefix $number $text | trimSuffix "B" -}}
+{{- if and $number (hasKey $units $unit) -}}
+{{ mulf (float64 $number) (get $units $unit) | int64 }}
+{{- end -}}
+{{- end }}
+
 {{/* The time that a pod has to end: what the balancer may take, and twenty seconds more:
 traces may be stored for ten seconds after `grace`. */}}
 {{- define "vllm-lb.gracePeriod" -}}
