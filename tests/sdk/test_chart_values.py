@@ -92,3 +92,58 @@ def test_the_limit_of_memory_has_room_for_all_that_is_bounded():
     bounds = [chart.in_bytes(settings["peek"]["memory"]), int(blocks[1]) * size, chart.in_bytes(traces[1])]
     limit = chart.container(chart.rendered("default"))["resources"]["limits"]["memory"]
     assert sum(bounds) < 0.8 * chart.in_bytes(limit)
+
+
+# Names of a release, its namespace, and values: numbers, truths and dates of YAML, and names that are cut.
+ODD_NAMES = (
+    ("1234", "12", ""),
+    ("1e3", "0x1f", ""),
+    ("a.b", "true", "nameOverride=true"),
+    ("2024-01-01", "null", "nameOverride=null"),
+    ("vllm-lb", "1234", "fullnameOverride=true"),
+    ("true", "12", "nameOverride=true,admin.existingSecret=12,redis.existingSecret=1e3,tls.existingSecret=0"),
+    ("a", "b", "redis.existingSecret=r,redis.existingSecretKey=12,priorityClassName=true"),
+    ("a", "b", "topologySpread={on}"),
+    ("a", "b", "serviceAccount.name=12,admin.existingSecret=a,admin.existingSecretKey=no"),
+    ("a" * 53, "b", ""),
+    ("a" * 49 + "-abc", "b", ""),
+    ("a" * 48 + "--ab", "b", ""),
+    ("9" * 53, "b", ""),
+    ("a" * 49 + ".abc", "b", ""),
+    ("a", "b", f"nameOverride={'n' * 63}"),
+)
+
+
+@pytest.mark.parametrize(("release", "namespace", "settings"), ODD_NAMES, ids=lambda text: text[-12:])
+@pytest.mark.parametrize("case", ["everything", "hpa"])
+def test_odd_names_make_valid_objects(case, release, namespace, settings):
+    # The name in a case would hide that of the release, and the URL of its Redis a Secret.
+    given = ["--set-string", "fullnameOverride=,redis.url=", "--set-string", settings or "nameOverride="]
+    given = [*chart.arguments_of(case), *given]
+    code, out, errors = chart.helm("template", release, chart.CHART, "--namespace", namespace, *given)
+    assert code == 0, errors
+    objects = chart.objects_of(out)
+    assert list(chart.invalid_objects(objects)) == []
+    own = chart.named(objects, "Deployment")["metadata"]["name"]
+    assert re.fullmatch(r"[a-z]([-a-z0-9]{,48}[a-z0-9])?", own)
+    for each in objects:
+        name = each["metadata"]["name"]
+        # A Role has the limits of a file's path, all others those of a label.
+        assert len(name) <= (253 if each["kind"].startswith("Role") else 63)
+        assert each["kind"] != "Service" or re.fullmatch(r"[a-z][-a-z0-9]*[a-z0-9]", name)
+        assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == release
+    for text in strings_of(objects):
+        assert isinstance(text, str)
+
+
+def strings_of(node, key=""):
+    """The values of keys that Kubernetes reads as texts, in all objects."""
+    if isinstance(node, dict):
+        for inner, value in node.items():
+            texts = inner in ("labels", "annotations", "matchLabels")
+            yield from value.values() if texts else strings_of(value, inner)
+    elif isinstance(node, list):
+        for value in node:
+            yield from strings_of(value, key)
+    elif key in ("name", "namespace", "key") or key.endswith(("Key", "Name")):
+        yield node

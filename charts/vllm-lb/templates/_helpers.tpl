@@ -1,8 +1,15 @@
-{{/* The name of all objects: the release's, with the chart's where it does not have that. */}}
+{{/*
+The name of all objects: the release's, with the chart's where it does not have that. A Service begins with a
+letter and has no dot. 50 characters leave room for what is appended: KEDA takes the longest name for a label.
+*/}}
 {{- define "vllm-lb.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- $made := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
-{{- default $made .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- $release := .Release.Name | replace "." "-" -}}
+{{- $made := ternary $release (printf "%s-%s" $release $name) (contains $name $release) -}}
+{{- if not (regexMatch "^[a-z]" $made) -}}
+{{- $made = printf "%s-%s" $name $release -}}
+{{- end -}}
+{{- regexReplaceAll "-+$" (default $made .Values.fullnameOverride | trunc 50) "" -}}
 {{- end }}
 
 {{/* The job of Prometheus: releases of one name in two namespaces are two fleets. */}}
@@ -12,8 +19,8 @@
 
 {{/* What a Deployment selects by: these labels cannot change over upgrades. */}}
 {{- define "vllm-lb.selectorLabels" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "vllm-lb.labels" -}}
@@ -135,8 +142,8 @@ traces may be stored for ten seconds after `grace`. */}}
 name: VLLM_LB_ADMIN_TOKEN
 valueFrom:
   secretKeyRef:
-    name: {{ include "vllm-lb.adminSecret" . }}
-    key: {{ include "vllm-lb.adminSecretKey" . }}
+    name: {{ include "vllm-lb.adminSecret" . | quote }}
+    key: {{ include "vllm-lb.adminSecretKey" . | quote }}
 {{- end }}
 
 {{/* Helm removes entries of values.yaml that a value file has as null, but keeps other nulls. */}}
