@@ -190,6 +190,6 @@ mod tests {
     #[test]
     fn future_of_a_request_is_small() {
         let size = future_size(Balancer::serve);
-        assert!(size <= 6_200, "{size} bytes");
+        assert!(size <= 6_100, "{size} bytes");
     }
 }

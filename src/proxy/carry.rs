@@ -10,6 +10,7 @@
 
 use std::time::Instant;
 
+use http::StatusCode;
 use pingora::{Error, Result};
 
 use super::admin_service::AdminService;
@@ -99,27 +100,42 @@ async fn serve(
     report: &mut RequestReport,
 ) -> (Result<(), RequestEnd>, RequestTimes) {
     // Boxed: this future ends before the answer begins, and an idle stream should not hold its memory.
-    match Box::pin(take_in(scope, client, request)).await {
-        Err(end) => (Err(end), RequestTimes::default()),
-        Ok(Intake::Answer(answer)) => {
-            report.status = answer.status().as_u16();
-            report.outcome = Some(Outcome::Answered(report.status));
+    let mut watch = match Box::pin(take_in(scope, client, request)).await {
+        Ok(Intake::Forward(watch)) => watch,
+        // Moved as a whole: an idle stream would hold the room of what waits here in parts.
+        own => return (answer(scope, client, request, report, own).await, RequestTimes::default()),
+    };
+    let end = forward(scope, client, request, &mut watch, report).await;
+    (end, watch.times())
+}
+
+/// Sends the balancer's own answer.
+async fn answer(
+    scope: &RequestScope<'_>,
+    client: &mut Client<'_>,
+    request: &mut ClientRequest,
+    report: &mut RequestReport,
+    intake: Result<Intake, RequestEnd>,
+) -> Result<(), RequestEnd> {
+    let mut record = |status: StatusCode| {
+        report.status = status.as_u16();
+        report.outcome = Some(Outcome::Answered(report.status));
+    };
+    let sent = match intake? {
+        Intake::Answer(answer) => {
+            record(answer.status());
             let close = client.may_omit_body() || scope.shared.shutdown.is_closing();
-            let sent = respond::send(scope, client, request, answer, close).await;
-            (sent.map_err(RequestEnd::Disconnected), RequestTimes::default())
+            respond::send(scope, client, request, answer, close).await
         }
-        Ok(Intake::Stream(answer)) => {
-            report.status = answer.status().as_u16();
-            report.outcome = Some(Outcome::Answered(report.status));
+        Intake::Stream(answer) => {
+            record(answer.status());
             // Boxed: other requests should not hold its room.
-            let sent = Box::pin(admin_stream::send(scope, client, answer)).await;
-            (sent.map_err(RequestEnd::Disconnected), RequestTimes::default())
+            Box::pin(admin_stream::send(scope, client, answer)).await
         }
-        Ok(Intake::Forward(mut watch)) => {
-            let end = forward(scope, client, request, &mut watch, report).await;
-            (end, watch.times())
-        }
-    }
+        // `serve` forwards it.
+        Intake::Forward(_) => Ok(()),
+    };
+    sent.map_err(RequestEnd::Disconnected)
 }
 
 /// Tries the request on one upstream after another, and relays the answer.

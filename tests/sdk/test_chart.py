@@ -490,7 +490,8 @@ def test_commands_of_the_page_name_objects_of_a_release(case):
 
 def test_a_reload_goes_to_every_balancer_of_the_release_with_its_token():
     text = documents.page("docs/kubernetes.md").text
-    selector = dict(each.split("=") for each in re.search(r"^\$ PODS=(\S+)$", text, re.MULTILINE)[1].split(","))
+    pods = re.search(r"^\$ PODS=(\S+)$", text, re.MULTILINE)[1]
+    selector = dict(each.split("=") for each in pods.split(","))
     _, out, _ = chart.helm("template", "vllm-lb", chart.CHART)
     objects = chart.objects_of(out)
     assert chart.selects(selector, chart.pod(objects)["metadata"]["labels"])
