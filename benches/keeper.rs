@@ -157,7 +157,7 @@ fn keeper(criterion: &mut Criterion) {
     group.bench_function("a failed request on each upstream", |bencher| {
         bencher.iter(|| {
             for upstream in &upstreams {
-                fleet.report(upstream, UpstreamSignal::Failed);
+                fleet.report(upstream, UpstreamSignal::Failed { placed: Instant::now() });
             }
             // Applied after the signals.
             let change = FleetChange::Weight { name: "u500".into(), weight: 2.0 };
