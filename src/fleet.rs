@@ -176,12 +176,17 @@ impl Fleet {
 
     // === reports of requests ===
 
-    /// Reports what a request observed of an upstream, without waiting. Successful answers are only counted,
-    /// unless the breaker waits for one.
+    /// Records that an answer of an upstream began: it is alive, whatever the answer turns out to be.
+    pub fn answer_began(&self, upstream: &Upstream) {
+        upstream.live.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Reports what a request observed of an upstream, without waiting. Good answers are only counted, unless
+    /// the breaker waits for one.
     pub fn report(&self, upstream: &Upstream, signal: UpstreamSignal) {
         let live = &upstream.live;
-        if signal == UpstreamSignal::Answered {
-            live.answers.fetch_add(1, Ordering::Relaxed);
+        if matches!(signal, UpstreamSignal::Answered { .. }) {
+            live.good_answers.fetch_add(1, Ordering::Relaxed);
             if !live.reports_answers.load(Ordering::Relaxed) {
                 return;
             }

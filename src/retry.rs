@@ -18,8 +18,8 @@ pub(crate) const MAX_ATTEMPTS: u32 = 8;
 /// Why an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AttemptFailure {
-    /// The upstream could not be reached.
-    Connect { refused: bool },
+    /// There is no connection to the upstream.
+    Connect(ConnectFault),
     /// A pooled connection had ended before the request was sent on it.
     Stale,
     /// The connection ended before the answer began, or the answer is not HTTP.
@@ -36,6 +36,16 @@ pub(crate) enum AttemptFailure {
     EngineDead,
     /// The balancer ended the attempt.
     Ended(EndReason),
+}
+
+/// Why there is no connection to an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectFault {
+    /// No process listens on the port.
+    Refused,
+    Unreached,
+    /// The balancer's machine has no socket, port or memory for it, which no upstream is to blame for.
+    NoSocket,
 }
 
 /// Why the balancer ends an attempt.
@@ -89,7 +99,7 @@ impl AttemptFailure {
     /// The value of the metrics' `cause` label.
     pub(crate) fn label(self) -> &'static str {
         match self {
-            AttemptFailure::Connect { .. } => "connect",
+            AttemptFailure::Connect(_) => "connect",
             AttemptFailure::Stale => "stale",
             AttemptFailure::Reset => "reset",
             AttemptFailure::Status(429) => "429",
@@ -116,7 +126,7 @@ impl AttemptFailure {
     pub(crate) fn declines(self) -> bool {
         matches!(
             self,
-            AttemptFailure::Connect { .. }
+            AttemptFailure::Connect(_)
                 | AttemptFailure::Leaving
                 | AttemptFailure::Aborted
                 | AttemptFailure::EngineDead
@@ -126,7 +136,7 @@ impl AttemptFailure {
     /// Whether an engine may have read the prompt.
     pub(crate) fn may_have_read(self) -> bool {
         match self {
-            AttemptFailure::Connect { .. }
+            AttemptFailure::Connect(_)
             | AttemptFailure::Stale
             | AttemptFailure::Leaving
             | AttemptFailure::Aborted => false,
@@ -140,7 +150,7 @@ impl AttemptFailure {
 
     fn is_on(self, on: &RetryOn) -> bool {
         match self {
-            AttemptFailure::Connect { .. } => on.connect,
+            AttemptFailure::Connect(_) => on.connect,
             // After SIGTERM an engine's connections stay open without data.
             AttemptFailure::Stale | AttemptFailure::Reset | AttemptFailure::Ended(EndReason::Gone) => {
                 on.reset
@@ -194,8 +204,8 @@ mod tests {
     const FACTS: RetryFacts = RetryFacts { attempts: 1, replayable: true, pinned: false };
 
     const FAILURES: [AttemptFailure; 17] = [
-        AttemptFailure::Connect { refused: true },
-        AttemptFailure::Connect { refused: false },
+        AttemptFailure::Connect(ConnectFault::Refused),
+        AttemptFailure::Connect(ConnectFault::Unreached),
         AttemptFailure::Stale,
         AttemptFailure::Reset,
         AttemptFailure::Status(502),
@@ -265,7 +275,7 @@ mod tests {
             let facts = RetryFacts { attempts, ..FACTS };
             let reset = decide(AttemptFailure::Reset, facts, &retry);
             assert_eq!(reset == RetryDecision::Paid, paid, "after {attempts}");
-            let refused = decide(AttemptFailure::Connect { refused: true }, facts, &retry);
+            let refused = decide(AttemptFailure::Connect(ConnectFault::Refused), facts, &retry);
             assert_eq!(refused, RetryDecision::Free, "after {attempts}");
         }
         let many = Retry { attempts: 2 * MAX_ATTEMPTS, ..Retry::default() };
@@ -273,7 +283,7 @@ mod tests {
             [(MAX_ATTEMPTS, true), (2 * MAX_ATTEMPTS, true), (2 * MAX_ATTEMPTS + 1, false)]
         {
             let facts = RetryFacts { attempts, ..FACTS };
-            let refused = decide(AttemptFailure::Connect { refused: true }, facts, &many);
+            let refused = decide(AttemptFailure::Connect(ConnectFault::Refused), facts, &many);
             assert_eq!(refused == RetryDecision::Free, free, "after {attempts}");
         }
     }

@@ -326,6 +326,12 @@ impl StreamTail {
         };
     }
 
+    /// Whether the stream ends in the middle of a line, and so of an event. Some engines write no line end
+    /// behind the last event: where that one may be whole, it counts as whole.
+    pub fn is_cut(&self) -> bool {
+        !matches!(self.last, [.., b'\n' | b'\r' | b'}'] | [b'N', b'E', b']'])
+    }
+
     /// Whether the last event has had its end.
     pub fn between_events(&self) -> bool {
         matches!(self.last, [_, b'\n', b'\n'] | [_, b'\r', b'\r'] | [b'\n' | b'\r', b'\r', b'\n'])

@@ -46,7 +46,9 @@ pub(super) fn row(record: &DecisionRecord, candidates: Vec<CandidateRecord<'_>>)
     json!({
         "time": record.at.as_millis() as f64 / 1e3,
         "id": record.id,
-        "model": (!record.model.is_empty()).then_some(record.model.as_str()),
+        "client_model": named(&record.client_model),
+        "route": named(&record.route),
+        "model": named(&record.model),
         "attempt": record.attempt,
         "session": record.session,
         "prompt_tokens": record.tokens,
@@ -56,6 +58,11 @@ pub(super) fn row(record: &DecisionRecord, candidates: Vec<CandidateRecord<'_>>)
         "of": record.of,
         "candidates": candidates.into_iter().map(candidate).collect::<Vec<_>>(),
     })
+}
+
+/// A name; null where there is none.
+fn named(name: &str) -> Option<&str> {
+    (!name.is_empty()).then_some(name)
 }
 
 fn candidate(record: CandidateRecord<'_>) -> Value {

@@ -31,8 +31,10 @@ pub(crate) enum EditRefusal {
 }
 
 impl FleetEditor<'_> {
-    /// Applies all changes or none, and records them.
+    /// Applies all changes or none, and records them. Of two calls one waits for the other: both may change
+    /// the record of one upstream.
     pub(crate) async fn apply(&self, changes: Vec<FleetChange>) -> Result<(), EditRefusal> {
+        let _alone = self.members.edit().await;
         let mut records: HashMap<String, MemberRecord> = HashMap::new();
         for change in &changes {
             let Some(name) = name(change) else { continue };
@@ -105,8 +107,30 @@ fn noted(known: MemberRecord, change: FleetChange) -> MemberRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::types::UpstreamConfig;
+    use crate::config::types::{Config, UpstreamConfig};
     use crate::config::url;
+    use tokio::sync::watch;
+
+    /// Both were made from the same record, and the second overwrote what the first had recorded.
+    #[tokio::test]
+    async fn two_changes_at_once_are_both_recorded() {
+        let upstream = UpstreamConfig::new(url::upstream("http://127.0.0.1:1").expect("is a URL"));
+        let name = || upstream.name.clone();
+        let config = Config { upstreams: vec![upstream.clone()], ..Config::default() };
+        let (fleet, keeper) = Fleet::new(&config, Observer::default()).expect("it needs no file");
+        let (_stop, stopping) = watch::channel(false);
+        let running = tokio::spawn(keeper.run(stopping));
+        let (members, observer) = (Members::default(), Observer::default());
+        let editor = FleetEditor { fleet: &fleet, members: &members, is_shared: false, observer: &observer };
+        let (drained, weighed) = tokio::join!(
+            editor.apply(vec![FleetChange::Drain { name: name(), drain: true }]),
+            editor.apply(vec![FleetChange::Weight { name: name(), weight: 2.0 }]),
+        );
+        assert_eq!((drained, weighed), (Ok(()), Ok(())));
+        let record = MemberRecord::read(&members.get(&upstream.name).expect("is recorded")).expect("is one");
+        assert_eq!((record.drain, record.weight), (Some(true), Some(2.0)));
+        running.abort();
+    }
 
     #[test]
     fn changes_add_up_until_it_is_another_upstream() {

@@ -21,7 +21,7 @@ use http::{Method, Request, Response, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::answer::{AdminReject, AdminResult, answer, not_allowed, respond};
-use super::arguments::parameter;
+use super::arguments::{check_parameters, parameter};
 use super::fleet_editor::FleetEditor;
 use crate::config::check;
 use crate::config::types::{UpstreamConfig, parse_weight};
@@ -73,6 +73,7 @@ pub(super) fn is_ready(entry: &SnapshotEntry) -> bool {
 
 async fn add(editor: &FleetEditor<'_>, request: &Request<Bytes>) -> AdminResult {
     let fleet = editor.fleet;
+    check_parameters(request, &["wait"])?;
     let wait = wait(request)?;
     let config = read(request.body())?;
     let name = config.name.clone();
@@ -147,6 +148,7 @@ fn drain(name: &str, drain: bool) -> FleetChange {
 
 async fn remove(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) -> AdminResult {
     let fleet = editor.fleet;
+    check_parameters(request, &["wait", "force"])?;
     let wait = wait(request)?;
     let force = match parameter(request, "force") {
         None | Some("false") => false,

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::future::Future;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -127,10 +128,14 @@ impl<'a> AdminClient<'a> {
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {
         match &self.url.unix {
-            Some(path) => self.begin(self.within(UnixStream::connect(path)).await?).await,
+            Some(path) => {
+                let connect = async { UnixStream::connect(path).await.map_err(with_remedy) };
+                self.begin(self.within(connect).await?).await
+            }
             None => {
                 let address = (self.url.host.as_str(), self.url.port);
-                self.begin(self.within(TcpStream::connect(address)).await?).await
+                let connect = async { TcpStream::connect(address).await.map_err(with_remedy) };
+                self.begin(self.within(connect).await?).await
             }
         }
     }
@@ -143,6 +148,16 @@ impl<'a> AdminClient<'a> {
         // Its errors are those of the requests on it.
         tokio::spawn(async move { connection.await.ok() });
         Ok(sender)
+    }
+}
+
+/// Why there is no connection, and what to do where nothing listens.
+fn with_remedy(error: io::Error) -> String {
+    match error.kind() {
+        ErrorKind::ConnectionRefused | ErrorKind::NotFound => {
+            format!("{error}: start the balancer, or name its admin listener (admin.address)")
+        }
+        _ => error.to_string(),
     }
 }
 

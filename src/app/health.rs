@@ -76,6 +76,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             url::upstream(&format!("http://{}", listener.local_addr().unwrap())).unwrap()
         };
-        assert!(run(&HealthArgs { url, timeout: LIMIT }).await.is_err());
+        let refused = run(&HealthArgs { url, timeout: LIMIT }).await.unwrap_err();
+        assert!(refused.contains("start the balancer, or name its admin listener"), "{refused}");
     }
 }

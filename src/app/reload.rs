@@ -107,6 +107,8 @@ impl Reloader {
         let (new, warnings, renewed) = loaded.await.unwrap_or_else(|error| Err(vec![error.to_string()]))?;
         let mut diff = diff::diff(&old, &new);
         let new = diff::as_it_runs(&old, new);
+        // What an operator changes meanwhile would be overwritten with what the fleet was before.
+        let _alone = self.changes.members.edit().await;
         // The only step that can fail runs first.
         let cleared = change_fleet(&self.fleet, |snapshot| {
             let cleared = self.changes.cleared(&old, &new, snapshot);

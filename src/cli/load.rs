@@ -185,9 +185,21 @@ fn addresses(args: &Args, env: EnvLookup<'_>, draft: &mut ConfigDraft) {
     }
     if args.demo.is_some() {
         draft.upstreams_come_later();
+    } else if let Some(word) = args.upstreams.iter().find(|text| is_word(text)) {
+        draft.upstreams_come_later();
+        let text = format!(
+            "{} is neither a command (vllm-lb --help lists them) nor a URL such as http://gpu-0:8000",
+            seen(word)
+        );
+        draft.take::<()>(&ConfigPlace::named("UPSTREAM_URL"), Err(text));
     } else if !args.upstreams.is_empty() {
         draft.upstreams("UPSTREAM_URL", &args.upstreams);
     }
+}
+
+/// Whether the text may be a misspelt command: an upstream is a URL.
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 fn redis(args: &Args, env: EnvLookup<'_>, draft: &mut ConfigDraft) {

@@ -135,6 +135,7 @@ function showDecision() {
   facts.show({
     Time: clock(row.time),
     Model: row.model,
+    ...(row.route ? { Route: row.route, "Client's model": row.client_model } : {}),
     Prompt: `${count(row.prompt_tokens)} tokens`,
     Blocks: count(row.blocks),
     Attempt: row.attempt,

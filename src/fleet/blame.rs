@@ -8,7 +8,7 @@
 //!     lease   = choose(..).await?
 //!     attempt = blame.during(attempt(&lease, ..)).await
 //!     the answer is accepted (its first event was judged): blame.conclude(), and relay
-//!     reset, silence, a 5xx or an error event:  blame.failed(upstream id, FailureKind), whether or not
+//!     reset, silence, a 5xx or an error event:  blame.failed(&lease, FailureKind), whether or not
 //!                                               another attempt follows
 //!     unreached, shutting down, given up, dead: fleet.report(upstream, signal) at once
 //!     no further attempt:                       blame.conclude()
@@ -23,7 +23,8 @@ use std::time::Duration;
 
 use super::Fleet;
 use super::breaker::UpstreamSignal;
-use super::breaker::blame::{BlameLedger, FailureKind};
+use super::breaker::blame::{BlameLedger, BlamedAttempt, FailureKind};
+use super::lease::Lease;
 
 /// The longest time that a failure is held back while the next attempt runs: the breaker must receive the
 /// failures of an upstream even while the other upstreams take long to answer.
@@ -41,9 +42,8 @@ impl<'f> Blame<'f> {
     }
 
     /// Records the failure of an attempt on an upstream that had received the request.
-    pub fn failed(&mut self, upstream: usize, kind: FailureKind) {
-        let counts = self.ledger.failed(upstream, kind);
-        self.report(counts);
+    pub fn failed(&mut self, lease: &Lease, kind: FailureKind) {
+        self.record(BlamedAttempt { upstream: lease.upstream().id, placed: lease.since() }, kind);
     }
 
     /// Reports a held failure: an attempt was answered, or no attempt follows.
@@ -70,11 +70,16 @@ impl<'f> Blame<'f> {
         attempt.await
     }
 
-    fn report(&self, counts: Option<usize>) {
-        let Some(id) = counts else { return };
+    fn record(&mut self, attempt: BlamedAttempt, kind: FailureKind) {
+        let counts = self.ledger.failed(attempt, kind);
+        self.report(counts);
+    }
+
+    fn report(&self, counts: Option<BlamedAttempt>) {
+        let Some(BlamedAttempt { upstream, placed }) = counts else { return };
         // An upstream that has left the fleet has no breaker any more.
-        if let Some(entry) = self.fleet.snapshot().watched(id) {
-            self.fleet.report(&entry.upstream, UpstreamSignal::Failed);
+        if let Some(entry) = self.fleet.snapshot().watched(upstream) {
+            self.fleet.report(&entry.upstream, UpstreamSignal::Failed { placed });
         }
     }
 }
@@ -104,6 +109,11 @@ mod tests {
         Fleet::new(&config, Observer::default()).expect("it needs no file")
     }
 
+    /// An attempt on this upstream.
+    fn on(upstream: usize) -> BlamedAttempt {
+        BlamedAttempt { upstream, placed: crate::fleet::now() }
+    }
+
     /// The upstreams whose failures reached the keeper's inbox; the keeper never runs.
     fn reported(keeper: &mut Keeper) -> Vec<usize> {
         std::iter::from_fn(|| keeper.next_signal()).collect()
@@ -113,22 +123,22 @@ mod tests {
     async fn reports_a_failure_once_whatever_ends_the_request() {
         let (fleet, mut keeper) = fleet();
         let mut blame = fleet.blame();
-        blame.failed(0, FailureKind::Reset);
+        blame.record(on(0), FailureKind::Reset);
         assert_eq!(reported(&mut keeper), Vec::<usize>::new(), "another attempt may fail alike");
         blame.conclude();
         blame.conclude();
         drop(blame);
         assert_eq!(reported(&mut keeper), [0]);
         let mut dropped = fleet.blame();
-        dropped.failed(1, FailureKind::Reset);
+        dropped.record(on(1), FailureKind::Reset);
         drop(dropped);
         assert_eq!(reported(&mut keeper), [1], "the client disconnected");
         let mut alike = fleet.blame();
-        alike.failed(0, FailureKind::Status(502));
-        alike.failed(1, FailureKind::Status(502));
+        alike.record(on(0), FailureKind::Status(502));
+        alike.record(on(1), FailureKind::Status(502));
         drop(alike);
         let mut gone = fleet.blame();
-        gone.failed(9, FailureKind::Reset);
+        gone.record(on(9), FailureKind::Reset);
         drop(gone);
         assert_eq!(reported(&mut keeper), Vec::<usize>::new());
     }
@@ -137,12 +147,12 @@ mod tests {
     async fn reports_a_held_failure_while_a_long_attempt_runs() {
         let (fleet, mut keeper) = fleet();
         let mut blame = fleet.blame();
-        blame.failed(0, FailureKind::Reset);
+        blame.record(on(0), FailureKind::Reset);
         blame.during(Box::pin(tokio::time::sleep(MAX_HELD_TIME / 2))).await;
         assert_eq!(reported(&mut keeper), Vec::<usize>::new());
         blame.during(Box::pin(tokio::time::sleep(MAX_HELD_TIME * 2))).await;
         assert_eq!(reported(&mut keeper), [0]);
-        blame.failed(1, FailureKind::Reset);
+        blame.record(on(1), FailureKind::Reset);
         drop(blame);
         assert_eq!(reported(&mut keeper), Vec::<usize>::new(), "the second upstream fails alike");
     }

@@ -8,7 +8,7 @@
 //! suspect --`fall` failed probes, or connections of a request and of the next probe refused--> down
 //! down    --`rise` good probes--> ready
 //! ready, suspect  --failures of requests--> tripped
-//! tripped --`open` is over: one trial request--> ready when it is answered,
+//! tripped --`open` is over: one trial request--> ready when its answer begins with a success,
 //!           tripped for twice as long when it fails; two refused connections--> down
 //! ready, suspect, tripped --the upstream announces its shutdown--> draining
 //! draining --a refused connection, or `fall` failed probes--> down; --good probes after 15 s--> ready
@@ -22,6 +22,10 @@
 //! An operator's drain overrides and hides the state until it is taken back, except for
 //! `UpstreamStatus::gone`: requests in flight must end when their answers will not come. An upstream that
 //! comes back grows to its full weight (`UpstreamStatus::warmth`).
+//!
+//! Only requests that were placed behind the end of a trip test the upstream: older ones may fail, or be
+//! answered, long after it. An error of a client tests nothing, and neither does the head of a stream, which
+//! vLLM sends before it reads the prompt.
 //!
 //! While a sibling's breaker is open, one failure of a request is enough here.
 //!
@@ -39,15 +43,15 @@ pub use self::status::UpstreamState;
 pub(crate) use self::status::{Admits, UpstreamStatus};
 use crate::config::types::{Breaker, Health};
 
-/// What a request observed of an upstream.
+/// What a request observed of an upstream. `placed`: when it was placed there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpstreamSignal {
     /// The connection failed; `refused`: no process listens on the port.
-    Unreached { refused: bool },
+    Unreached { refused: bool, placed: Instant },
     /// A server error, or a connection that ended without an answer.
-    Failed,
-    /// An answer began.
-    Answered,
+    Failed { placed: Instant },
+    /// The beginning of an answer was judged and goes to the client; `passed`: it is a success.
+    Answered { passed: bool, placed: Instant },
     /// The upstream aborted the request before the first token: it is shutting down, or a client aborted the
     /// request. Clients may abort any request, so only a probe can distinguish the two.
     GaveUp,
@@ -101,7 +105,7 @@ pub(crate) struct BreakerMachine {
     unwell: bool,
     /// The number of answers that had begun at the last probe.
     answers: u64,
-    /// The recent failures of requests: their times, and the number of answers that had begun by then.
+    /// The recent failures of requests: their times, and the number of answers that were good by then.
     failures: VecDeque<(Instant, u64)>,
     /// The length of the present trip.
     open: Duration,
@@ -224,18 +228,25 @@ impl BreakerMachine {
         }
     }
 
-    /// Applies a signal of a request; `answers` as for `probed`.
+    /// Applies a signal of a request; `good` is the number of answers whose beginnings were judged good.
     pub(crate) fn signalled(
         &mut self,
         signal: UpstreamSignal,
-        answers: u64,
+        good: u64,
         now: Instant,
         rules: &BreakerRules,
     ) {
         match signal {
-            UpstreamSignal::Unreached { refused } => self.unreached(refused, answers, now, rules),
-            UpstreamSignal::Failed => self.failed(answers, now, rules),
-            UpstreamSignal::Answered => self.answered(now),
+            UpstreamSignal::Unreached { refused, placed } => {
+                self.unreached(refused, now);
+                // The next probe finds that a refusing upstream is down; a trip would last longer than its
+                // restart.
+                if !refused || self.state == UpstreamState::Tripped {
+                    self.failed(placed, good, now, rules);
+                }
+            }
+            UpstreamSignal::Failed { placed } => self.failed(placed, good, now, rules),
+            UpstreamSignal::Answered { passed, placed } => self.answered(passed, placed, now),
             UpstreamSignal::GaveUp if self.state == UpstreamState::Ready => {
                 self.enter(UpstreamState::Suspect, now)
             }
@@ -337,23 +348,24 @@ impl BreakerMachine {
         }
     }
 
-    fn unreached(&mut self, refused: bool, answers: u64, now: Instant, rules: &BreakerRules) {
+    fn unreached(&mut self, refused: bool, now: Instant) {
         self.refused |= refused;
         if self.state == UpstreamState::Ready {
             self.enter(UpstreamState::Suspect, now);
         }
-        // The next probe finds that a refusing upstream is down; a trip would last longer than its restart.
-        if !refused || self.state == UpstreamState::Tripped {
-            self.failed(answers, now, rules);
-        }
     }
 
-    fn failed(&mut self, answers: u64, now: Instant, rules: &BreakerRules) {
+    /// Whether a request that was placed then tests whether a trip is over.
+    fn is_test(&self, placed: Instant) -> bool {
+        self.opens().is_some_and(|opens| placed >= opens)
+    }
+
+    fn failed(&mut self, placed: Instant, good: u64, now: Instant, rules: &BreakerRules) {
         let Breaker { failures, window, open, max_open, .. } = rules.breaker;
         let enough = if self.sibling_trip.is_some_and(|until| now < until) { 1 } else { failures };
         match self.state {
             UpstreamState::Ready | UpstreamState::Suspect => {}
-            UpstreamState::Tripped if now >= self.since + self.open => {
+            UpstreamState::Tripped if self.is_test(placed) => {
                 self.open = self.open.saturating_mul(2).min(max_open);
                 self.since = now;
                 return;
@@ -363,12 +375,12 @@ impl BreakerMachine {
             | UpstreamState::Draining
             | UpstreamState::Tripped => return,
         }
-        self.failures.push_back((now, answers));
+        self.failures.push_back((now, good));
         let old = |(at, _): &(Instant, u64)| now.saturating_duration_since(*at) > window;
         while self.failures.front().is_some_and(old) || self.failures.len() > enough as usize {
             self.failures.pop_front();
         }
-        let answered = self.failures.front().map_or(0, |(_, first)| answers.saturating_sub(*first));
+        let answered = self.failures.front().map_or(0, |(_, first)| good.saturating_sub(*first));
         let failed = self.failures.len() as f64;
         if self.failures.len() >= enough as usize && failed >= TRIP_SHARE * (failed + answered as f64) {
             self.open = open;
@@ -376,9 +388,9 @@ impl BreakerMachine {
         }
     }
 
-    fn answered(&mut self, now: Instant) {
+    fn answered(&mut self, passed: bool, placed: Instant, now: Instant) {
         match self.state {
-            UpstreamState::Tripped if now >= self.since + self.open => self.come_back(now),
+            UpstreamState::Tripped if passed && self.is_test(placed) => self.come_back(now),
             UpstreamState::Suspect => self.refused = false,
             _ => {}
         }

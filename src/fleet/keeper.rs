@@ -246,12 +246,14 @@ impl Keeper {
 
     /// Removes an upstream that became idle. Returns whether the fleet changed.
     fn remove_idle(&mut self, id: usize) -> bool {
-        let Some(record) = self.records.find_probed(id).filter(|record| record.entry.removing) else {
+        let Some(record) = self.records.find_probed(id) else { return false };
+        record.awaits_idle = false;
+        if !record.entry.removing {
             return false;
-        };
+        }
         if !record.is_idle() {
             // A request that used an older snapshot has chosen this upstream meanwhile.
-            let upstream = record.upstream().clone();
+            let upstream = record.begin_await_idle();
             self.report_when_idle(upstream);
             return false;
         }
@@ -261,8 +263,10 @@ impl Keeper {
         true
     }
 
-    /// Starts a task that sends `KeeperMessage::Idle` when the upstream has no requests in flight.
-    fn report_when_idle(&mut self, upstream: Arc<Upstream>) {
+    /// Starts a task that sends `KeeperMessage::Idle` when the upstream has no requests in flight; `None`:
+    /// such a task runs.
+    fn report_when_idle(&mut self, upstream: Option<Arc<Upstream>>) {
+        let Some(upstream) = upstream else { return };
         let id = upstream.id;
         let keeper = self.fleet.keeper.clone();
         self.tasks.spawn(async move {

@@ -53,25 +53,22 @@ pub struct RequestWork {
 pub struct Lease {
     upstream: Arc<Upstream>,
     tokens: u64,
+    /// When it was taken.
+    since: Instant,
     prefill: LeasePrefill,
-    /// This is the trial request after a trip.
+    /// It holds the place of the one trial request after a trip.
     trial: bool,
 }
 
 /// The share of a lease in the backlog.
 enum LeasePrefill {
-    /// Part of the backlog until the first byte, which teaches the pace: `ahead` tokens, its own included,
-    /// since `since`.
+    /// Part of the backlog until the first byte, which teaches the pace: `ahead` tokens, its own included.
     Streams {
         tokens: u64,
         ahead: u64,
-        since: Instant,
     },
     /// Part of the backlog until the first byte or the estimated end of the prefill.
-    Expected {
-        ticket: PrefillTicket,
-        since: Instant,
-    },
+    Expected(PrefillTicket),
     Over,
 }
 
@@ -112,10 +109,10 @@ impl Lease {
         }
         live.gauges.context.fetch_add(work.tokens, Relaxed);
         let prefill = match work.streams {
-            true => LeasePrefill::Streams { tokens, ahead: before + tokens, since: now },
-            false => LeasePrefill::Expected { ticket: live.pace.begin(tokens, before, now), since: now },
+            true => LeasePrefill::Streams { tokens, ahead: before + tokens },
+            false => LeasePrefill::Expected(live.pace.begin(tokens, before, now)),
         };
-        Some(Lease { upstream: upstream.clone(), tokens: work.tokens, prefill, trial })
+        Some(Lease { upstream: upstream.clone(), tokens: work.tokens, since: now, prefill, trial })
     }
 
     /// Returns the upstream of the request.
@@ -123,13 +120,25 @@ impl Lease {
         &self.upstream
     }
 
+    /// Returns when the request was placed.
+    pub fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Ends the trial after a trip, if this is one: its answer was judged, however long it goes on.
+    pub fn end_trial(&mut self) {
+        if std::mem::take(&mut self.trial) {
+            self.upstream.live.trial.store(false, Relaxed);
+        }
+    }
+
     /// Records that a byte of the answer's body came: the prefill is done. Returns whether it was the first.
     pub fn first_byte(&mut self, now: Instant) -> bool {
-        if let LeasePrefill::Streams { ahead, since, .. } = self.prefill {
-            self.upstream.live.pace.learn(ahead, now.saturating_duration_since(since));
+        if let LeasePrefill::Streams { ahead, .. } = self.prefill {
+            self.upstream.live.pace.learn(ahead, now.saturating_duration_since(self.since));
         }
-        let (is_first, since) = self.leave_backlog();
-        if since.is_some() {
+        let (is_first, was_waiting) = self.leave_backlog();
+        if was_waiting {
             self.upstream.live.forecast.begin_head(millis(now));
         }
         is_first
@@ -137,24 +146,24 @@ impl Lease {
 
     /// Removes the prefill from the backlog without a first byte. Returns whether it was still part of it.
     pub fn end_prefill(&mut self) -> bool {
-        let (is_first, since) = self.leave_backlog();
-        if let Some(since) = since {
-            self.upstream.live.forecast.give_up(millis(since), millis(super::now()));
+        let (is_first, was_waiting) = self.leave_backlog();
+        if was_waiting {
+            self.upstream.live.forecast.give_up(millis(self.since), millis(super::now()));
         }
         is_first
     }
 
-    /// Removes the prefill from the backlog. Returns whether no call before did, and since when the prefill
-    /// was part of the backlog, unless its estimated end has passed.
-    fn leave_backlog(&mut self) -> (bool, Option<Instant>) {
+    /// Removes the prefill from the backlog. Returns whether no call before did, and whether the prefill was
+    /// still part of the backlog: its estimated end has not passed.
+    fn leave_backlog(&mut self) -> (bool, bool) {
         let live = &self.upstream.live;
         let left = match std::mem::replace(&mut self.prefill, LeasePrefill::Over) {
-            LeasePrefill::Streams { tokens, since, .. } => Some((tokens, since)),
-            LeasePrefill::Expected { ticket, since } => live.pace.end(ticket).map(|tokens| (tokens, since)),
-            LeasePrefill::Over => return (false, None),
+            LeasePrefill::Streams { tokens, .. } => Some(tokens),
+            LeasePrefill::Expected(ticket) => live.pace.end(ticket),
+            LeasePrefill::Over => return (false, false),
         };
-        live.gauges.backlog.fetch_sub(left.map_or(0, |(tokens, _)| tokens), Relaxed);
-        (true, left.map(|(_, since)| since))
+        live.gauges.backlog.fetch_sub(left.unwrap_or(0), Relaxed);
+        (true, left.is_some())
     }
 }
 

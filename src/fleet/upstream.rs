@@ -73,10 +73,12 @@ pub(super) struct Live {
     /// The most requests of siblings in flight since the metrics reader last reset it.
     pub siblings_peak: AtomicU64,
     pub identity: UpstreamIdentity,
-    /// The trial request after a trip is in flight.
+    /// The trial request after a trip is in flight, and its answer was not judged.
     pub trial: AtomicBool,
     /// The number of answers to requests that have begun.
     pub answers: AtomicU64,
+    /// The number of those whose beginnings were judged good.
+    pub good_answers: AtomicU64,
     /// The keeper needs answers as signals now.
     pub reports_answers: AtomicBool,
     /// The hash of the upstream's name.
@@ -194,6 +196,7 @@ impl Upstream {
             siblings_peak: AtomicU64::new(0),
             trial: AtomicBool::new(false),
             answers: AtomicU64::new(0),
+            good_answers: AtomicU64::new(0),
             reports_answers: AtomicBool::new(false),
             key: xxh3_64(config.name.as_bytes()),
             duty: Mutex::new(ProbeDuty::new(super::now(), 0.5)),
@@ -210,7 +213,7 @@ impl Upstream {
     }
 
     /// Builds the same server with other settings; those of TLS, and the authorities, are the same.
-    pub(super) fn renewed(&self, config: UpstreamConfig) -> Result<Self, String> {
+    pub(crate) fn renewed(&self, config: UpstreamConfig) -> Result<Self, String> {
         Self::with(config, self.authorities.clone(), self.live.clone(), Some(self))
     }
 
@@ -392,7 +395,7 @@ impl Upstream {
     }
 
     /// Publishes the resolved address, where it changed.
-    pub(super) fn set_address(&self, address: SocketAddr) {
+    pub(crate) fn set_address(&self, address: SocketAddr) {
         if self.address() != Some(address) {
             self.live.address.store(Some(Arc::new(address)));
         }

@@ -25,7 +25,12 @@ const MAX_RECORDED_CANDIDATES: usize = 512;
 pub struct Decision<'a> {
     /// The id of the request.
     pub id: &'a str,
+    /// The name that the client gave the model, or that of the only model where it gave none.
+    pub client_model: Option<&'a str>,
+    /// The model that the upstream is asked for.
     pub model: Option<&'a str>,
+    /// The name of the configured route.
+    pub route: Option<&'a str>,
     /// The number of the attempt, from 1.
     pub attempt: u32,
     /// Where the request named its session, if it did.
@@ -51,8 +56,11 @@ pub struct DecisionRecord {
     /// The time since 1970.
     pub at: Duration,
     pub id: String,
-    /// Empty when the request names none.
+    /// Empty when the request names none and several are served, as `client_model`.
     pub model: String,
+    pub client_model: String,
+    /// Empty when the request matched no route.
+    pub route: String,
     pub attempt: u32,
     pub session: Option<&'static str>,
     pub tokens: u64,
@@ -180,6 +188,8 @@ impl DecisionRecord {
         self.at = at;
         refill(&mut self.id, decision.id);
         refill(&mut self.model, decision.model.unwrap_or_default());
+        refill(&mut self.client_model, decision.client_model.unwrap_or_default());
+        refill(&mut self.route, decision.route.unwrap_or_default());
         self.attempt = decision.attempt;
         self.session = decision.session;
         self.tokens = decision.tokens;
@@ -209,7 +219,7 @@ impl DecisionRecord {
     }
 }
 
-/// Replaces `text` with a text of the client, cut to a bound.
+/// Replaces `text` with another one, cut to a bound.
 fn refill(text: &mut String, with: &str) {
     text.clear();
     cut(with, MAX_SHOWN_BYTES).iter().for_each(|part| text.push_str(part));

@@ -122,13 +122,19 @@ pub(super) async fn attempt(
     let mut answer = Box::new(UpstreamAnswer::new(connection, status));
     judge_head(scope, client, request, placement, answer.head());
     if status == 101 {
+        report_accepted(scope, placement, &answer);
         return Ok(answer);
     }
     if matches!(status, 502..=504) {
         return Err(AttemptError::Failed(AttemptFailure::Status(status), Some(answer)));
     }
     match judge_beginning(scope, client, request, placement, &mut answer, watch).await? {
-        None => Ok(answer),
+        None => {
+            report_accepted(scope, placement, &answer);
+            Ok(answer)
+        }
+        // There is nothing in it for the client.
+        Some(AttemptFailure::Reset) => Err(AttemptFailure::Reset.into()),
         Some(failure) => Err(AttemptError::Failed(failure, Some(answer))),
     }
 }
@@ -154,7 +160,7 @@ async fn connect(
             // The rest of a body is not read meanwhile: memory to hold it may be lacking.
             let complete = request.body.is_complete();
             let dialed = watched(client, request, watch, complete, dialing).await?;
-            let wire = dialed.map_err(|error| AttemptFailure::Connect { refused: error.is_refused() })?;
+            let wire = dialed.map_err(|error| AttemptFailure::Connect(error.fault()))?;
             UpstreamConnection::new(wire, false)
         }
     };
@@ -215,9 +221,25 @@ fn judge_head(
             fleet.mark_busy(upstream, pause)
         }
         429 | 503 => fleet.mark_busy(upstream, retry_after(head)),
-        500 | 502.. => {}
-        _ => fleet.report(upstream, UpstreamSignal::Answered),
+        status if blames_upstream(status) => {}
+        _ => fleet.answer_began(upstream),
     }
+}
+
+/// Reports to the fleet that an answer goes to the client, now that its beginning was judged.
+fn report_accepted(scope: &RequestScope<'_>, placement: &mut Placement, answer: &UpstreamAnswer) {
+    if answer.status != 429 && !blames_upstream(answer.status) {
+        // An error of the client does not show that the engine works.
+        let passed = answer.status < 400 && answer.error_code.is_none();
+        let signal = UpstreamSignal::Answered { passed, placed: placement.lease.since() };
+        scope.shared.fleet.report(placement.upstream(), signal);
+    }
+    placement.lease.end_trial();
+}
+
+/// Whether the status is the upstream's fault. It lacks what a 501 asks for.
+fn blames_upstream(status: u16) -> bool {
+    status >= 500 && status != 501
 }
 
 /// Whether the upstream got the client's own key, and so may limit this client alone.
@@ -324,11 +346,13 @@ fn failure_of(
         AnswerVerdict::Failed(code) => Some(code.max(400)),
         AnswerVerdict::Leaving => Some(503),
         AnswerVerdict::EngineDead => Some(500),
-        AnswerVerdict::Wait | AnswerVerdict::Accept | AnswerVerdict::Aborted => None,
+        AnswerVerdict::Wait | AnswerVerdict::Accept | AnswerVerdict::Nothing | AnswerVerdict::Aborted => None,
     };
     match verdict {
         AnswerVerdict::Wait | AnswerVerdict::Accept => None,
-        // A stored answer that its client cancelled looks the same.
+        // A job that its client cancelled ends like this, and so does its stored answer.
+        AnswerVerdict::Nothing if request.background || request.only.is_some() => None,
+        AnswerVerdict::Nothing => Some(AttemptFailure::Reset),
         AnswerVerdict::Aborted if request.only.is_some() => None,
         AnswerVerdict::Aborted => Some(AttemptFailure::Aborted),
         AnswerVerdict::Leaving => Some(AttemptFailure::Leaving),

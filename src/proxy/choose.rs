@@ -148,7 +148,9 @@ fn check_room(
             let Some(lease) = snapshot.take(query, choice.index, work, now) else { continue };
             let decision = Decision {
                 id: scope.id,
+                client_model: request.client_model(),
                 model: request.model.name(),
+                route: request.route_name(),
                 attempt,
                 session: request.prompt.session.map(|session| session.source.label()),
                 tokens: request.tokens,

@@ -37,7 +37,7 @@ pub(super) fn write(
         method: head.method.as_str(),
         path: head.uri.path(),
         model,
-        route: request.edits.as_ref().map(|edits| edits.plan.name.as_str()),
+        route: request.route_name(),
         session: request.session_label.as_deref(),
         usage: report.usage,
         upstream: report.upstream.as_ref().map(|upstream| upstream.name()),

@@ -324,6 +324,14 @@ async fn carry_body(
         }
         connection.pace(request, watch);
     }
+    finish(client, pipeline).await
+}
+
+/// Ends the answer for the client, if it is whole.
+async fn finish(client: &mut Client<'_>, pipeline: &AnswerPipeline) -> Result<AnswerEnd, RequestEnd> {
+    if pipeline.is_cut() {
+        return Ok(AnswerEnd::Failed(AttemptFailure::Reset, None));
+    }
     client.finish().await.map_err(RequestEnd::Disconnected)?;
     Ok(AnswerEnd::Whole)
 }
@@ -363,7 +371,7 @@ fn whole(
             upstream.name(),
             "it ended before the answer was whole",
         );
-        fleet.report(upstream, UpstreamSignal::Failed);
+        fleet.report(upstream, UpstreamSignal::Failed { placed: placement.lease.since() });
         return Outcome::Broken;
     }
     match answer.pipeline.failure() {
@@ -372,7 +380,7 @@ fn whole(
         Some(failure) => {
             // Without a code the request itself may be the cause.
             if let Some(500..) = failure.code {
-                fleet.report(upstream, UpstreamSignal::Failed);
+                fleet.report(upstream, UpstreamSignal::Failed { placed: placement.lease.since() });
             }
             Outcome::Answered(failure.status())
         }

@@ -159,9 +159,14 @@ impl ClientRequest {
         self.edits.as_ref().map_or(settings.timeouts, |edits| edits.plan.route.timeouts)
     }
 
-    /// The name that the client gave the model.
+    /// The name that the client gave the model, or that of the only model where it gave none.
     pub(super) fn client_model(&self) -> Option<&str> {
         self.edits.as_ref().map_or(self.model.name(), |edits| edits.model.as_deref())
+    }
+
+    /// The name of its route.
+    pub(super) fn route_name(&self) -> Option<&str> {
+        self.edits.as_ref().map(|edits| edits.plan.name.as_str())
     }
 
     /// The upstreams that its route leads to; `None`: all. A request that can go to one alone goes there.

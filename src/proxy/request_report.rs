@@ -1,13 +1,13 @@
 //! The facts of a request for its record, and the report of a failed attempt to the fleet.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::placement::Placement;
 use super::request::RequestScope;
 use crate::fleet::{Blame, FailureKind, Outcome, Upstream, UpstreamSignal};
 use crate::reply::usage::Usage;
-use crate::retry::{AttemptFailure, EndReason};
+use crate::retry::{AttemptFailure, ConnectFault, EndReason};
 
 /// The facts of a request for its record.
 #[derive(Default)]
@@ -51,9 +51,12 @@ pub(super) fn report_failure(
     report: &mut RequestReport,
 ) {
     report_attempt(scope, placement, failure, report);
-    match fault_of(failure) {
+    match fault_of(failure, placement.lease.since()) {
         UpstreamFault::Signal(signal) => scope.shared.fleet.report(placement.upstream(), signal),
-        UpstreamFault::Failed(_) => scope.shared.fleet.report(placement.upstream(), UpstreamSignal::Failed),
+        UpstreamFault::Failed(_) => {
+            let signal = UpstreamSignal::Failed { placed: placement.lease.since() };
+            scope.shared.fleet.report(placement.upstream(), signal)
+        }
         UpstreamFault::None => {}
     }
 }
@@ -69,7 +72,7 @@ enum UpstreamFault {
 
 fn outcome_of(failure: AttemptFailure) -> Outcome {
     match failure {
-        AttemptFailure::Connect { .. } => Outcome::Unreached,
+        AttemptFailure::Connect(_) => Outcome::Unreached,
         AttemptFailure::Status(status) => Outcome::Answered(status),
         AttemptFailure::Leaving | AttemptFailure::EngineError | AttemptFailure::EngineDead => {
             Outcome::Answered(500)
@@ -81,9 +84,14 @@ fn outcome_of(failure: AttemptFailure) -> Outcome {
     }
 }
 
-fn fault_of(failure: AttemptFailure) -> UpstreamFault {
+/// `placed`: when the request was placed on the upstream.
+fn fault_of(failure: AttemptFailure, placed: Instant) -> UpstreamFault {
     match failure {
-        AttemptFailure::Connect { refused } => UpstreamFault::Signal(UpstreamSignal::Unreached { refused }),
+        AttemptFailure::Connect(ConnectFault::NoSocket) => UpstreamFault::None,
+        AttemptFailure::Connect(fault) => {
+            let refused = fault == ConnectFault::Refused;
+            UpstreamFault::Signal(UpstreamSignal::Unreached { refused, placed })
+        }
         AttemptFailure::EngineDead => UpstreamFault::Signal(UpstreamSignal::EngineDead),
         AttemptFailure::Leaving => UpstreamFault::Signal(UpstreamSignal::ShuttingDown),
         AttemptFailure::Aborted => UpstreamFault::Signal(UpstreamSignal::GaveUp),
@@ -112,9 +120,9 @@ pub(super) fn report_fault(
     placement: &Placement,
     failure: AttemptFailure,
 ) {
-    match fault_of(failure) {
+    match fault_of(failure, placement.lease.since()) {
         UpstreamFault::None => {}
         UpstreamFault::Signal(signal) => scope.shared.fleet.report(placement.upstream(), signal),
-        UpstreamFault::Failed(kind) => blame.failed(placement.upstream().id, kind),
+        UpstreamFault::Failed(kind) => blame.failed(&placement.lease, kind),
     }
 }

@@ -3,7 +3,8 @@
 //! Four answers of vLLM are about the server and not about the request: the server is shutting down (500);
 //! its engine has died (500, or an error as the first event); the server aborted the request without
 //! generating anything (200); the engine failed after the head was sent (an error as the first event). A
-//! small beginning of the body shows each of them, and nothing larger is ever held.
+//! small beginning of the body shows each of them, and nothing larger is ever held. A stream that ends before
+//! its first event, and JSON without a byte, are no answers at all, however properly they end.
 //!
 //! A stream's prelude decides nothing: vLLM sends `response.created` before it reads the prompt, and a
 //! chat's role or a `message_start` right before the first token, or before it gives up. The events of a
@@ -45,6 +46,8 @@ pub(crate) enum AnswerVerdict {
     /// The upstream's engine has died, by an answer of status 500 or the first event of a stream. Every
     /// other request gets the same answer until the upstream's process has restarted.
     EngineDead,
+    /// The answer has ended before anything of it came.
+    Nothing,
     /// The first event is an error with this code: below 500 the request is the cause.
     Failed(u16),
 }
@@ -67,6 +70,8 @@ enum JudgedAnswer {
     },
     /// An answer that is small enough to be examined as a whole.
     Small(Vec<u8>),
+    /// JSON of a declared length of 0.
+    Empty,
     /// An answer whose first byte suffices.
     Plain,
 }
@@ -91,6 +96,9 @@ impl AnswerJudge {
             (500, _) => JudgedAnswer::Error(Vec::new()),
             (200, _) if is_event_stream(content_type) => {
                 JudgedAnswer::Stream { lines: LineSplitter::new(MAX_SEEN_BYTES), name: EventName::None }
+            }
+            (200, media) if media.eq_ignore_ascii_case("application/json") && length == Some(0) => {
+                JudgedAnswer::Empty
             }
             (200, media)
                 if media.eq_ignore_ascii_case("application/json")
@@ -117,7 +125,11 @@ impl AnswerJudge {
                 text.extend_from_slice(new);
                 (is_over && is_aborted(text)).then_some(AnswerVerdict::Aborted)
             }
-            JudgedAnswer::Stream { lines, name } => stream(lines, name, new),
+            JudgedAnswer::Empty => end.then_some(AnswerVerdict::Nothing),
+            JudgedAnswer::Stream { lines, name } => {
+                let cut = end && self.seen_bytes < MAX_SEEN_BYTES;
+                stream(lines, name, new).or(cut.then_some(AnswerVerdict::Nothing))
+            }
         };
         verdict.unwrap_or(if is_over { AnswerVerdict::Accept } else { AnswerVerdict::Wait })
     }

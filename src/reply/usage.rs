@@ -182,10 +182,12 @@ impl UsageMeter {
 fn may_have_readings(data: &[u8]) -> bool {
     static WORDS: LazyLock<[Finder<'static>; 3]> =
         LazyLock::new(|| ["\"usage\"", "\"error\"", "\"response.failed\""].map(Finder::new));
-    let is_said = |word: &Finder<'_>| {
-        let mut ends = word.find_iter(data).map(|at| at + word.needle().len());
-        ends.any(|end| !data[end..].starts_with(b":null"))
+    // A null says nothing. In what is no JSON, a value may stand before it, which counts.
+    let is_null = |start: usize, end: usize| {
+        matches!(data[..start].last(), Some(b'{' | b',')) && data[end..].starts_with(b":null")
     };
+    let is_said =
+        |word: &Finder<'_>| word.find_iter(data).any(|start| !is_null(start, start + word.needle().len()));
     count_work(data.len());
     data.len() > MIN_WORD_BYTES && WORDS.iter().any(is_said)
 }

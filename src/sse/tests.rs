@@ -172,6 +172,25 @@ fn the_cost_of_a_byte_is_bounded() {
 }
 
 #[test]
+fn is_cut_in_a_line_that_is_no_whole_event() {
+    for (stream, cut) in [
+        ("", false),
+        ("data: 1\n\n", false),
+        ("data: {}\r", false),
+        ("data: {\"a\":1}", false),
+        ("data: [DONE]", false),
+        ("data: {\"a\":", true),
+        ("data: {}\n\ndata", true),
+        (": keep-ali", true),
+        ("[", true),
+    ] {
+        let mut tail = StreamTail::default();
+        tail.feed(stream.as_bytes());
+        assert_eq!(tail.is_cut(), cut, "{stream:?}");
+    }
+}
+
+#[test]
 fn is_between_events_after_an_empty_line_only() {
     let mut tail = StreamTail::default();
     assert!(tail.between_events());

@@ -34,6 +34,8 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(600);
 /// The members as this balancer knows them.
 pub struct Members {
     state: Mutex<MembersState>,
+    /// Held from the reading of a record to the writing of the changed one.
+    edits: tokio::sync::Mutex<()>,
     /// When this process began, by the clock of revisions.
     began: u64,
 }
@@ -148,11 +150,16 @@ impl MemberText {
 
 impl Default for Members {
     fn default() -> Self {
-        Members { state: Mutex::default(), began: clock() }
+        Members { state: Mutex::default(), edits: tokio::sync::Mutex::default(), began: clock() }
     }
 }
 
 impl Members {
+    /// Waits until no other task changes records that it has read.
+    pub async fn edit(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.edits.lock().await
+    }
+
     fn state(&self) -> MutexGuard<'_, MembersState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

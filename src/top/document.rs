@@ -146,6 +146,7 @@ pub(crate) struct TopDecision {
     pub time: f64,
     pub id: String,
     pub model: Option<String>,
+    pub route: Option<String>,
     #[serde(default)]
     pub attempt: u64,
     pub reason: String,

@@ -21,13 +21,17 @@ struct RegisteredSession {
     /// `None`: the store has none.
     settings: Option<Arc<SessionSettings>>,
     read_at: Instant,
+    /// The number of its place in the order.
+    place: u64,
 }
 
 #[derive(Default)]
 struct RegistryState {
     sessions: HashMap<Box<str>, RegisteredSession>,
-    /// In the order of their first use.
-    order: VecDeque<Box<str>>,
+    /// In the order of their first use, with the numbers of their places. A session that was removed leaves
+    /// its place behind, and has another one when it comes again.
+    order: VecDeque<(Box<str>, u64)>,
+    next_place: u64,
 }
 
 /// The answer to a lookup.
@@ -90,20 +94,29 @@ impl SessionRegistry {
     pub(super) fn put(&self, id: &str, settings: Option<Arc<SessionSettings>>, now: Instant) {
         self.has_any.fetch_or(settings.is_some(), Ordering::AcqRel);
         let mut state = self.lock();
-        let known = RegisteredSession { settings, read_at: now };
-        if state.sessions.insert(id.into(), known).is_none() {
-            state.order.push_back(id.into());
+        let RegistryState { sessions, order, next_place } = &mut *state;
+        match sessions.get_mut(id) {
+            Some(known) => (known.settings, known.read_at) = (settings, now),
+            None => {
+                let place = *next_place;
+                *next_place += 1;
+                sessions.insert(id.into(), RegisteredSession { settings, read_at: now, place });
+                order.push_back((id.into(), place));
+            }
         }
-        while state.sessions.len() > self.max_sessions {
-            let Some(oldest) = state.order.pop_front() else { break };
-            if state.sessions.remove(&oldest).is_some() {
+        let stands = |sessions: &HashMap<Box<str>, RegisteredSession>, id: &str, place: u64| {
+            sessions.get(id).is_some_and(|known| known.place == place)
+        };
+        while sessions.len() > self.max_sessions {
+            let Some((oldest, place)) = order.pop_front() else { break };
+            if stands(sessions, &oldest, place) {
+                sessions.remove(&oldest);
                 self.has_evicted.store(true, Ordering::Release);
             }
         }
-        // Removed sessions leave their names behind; both stay within twice the limit.
-        if state.order.len() > 2 * self.max_sessions {
-            let RegistryState { sessions, order } = &mut *state;
-            order.retain(|id| sessions.contains_key(id));
+        // Both stay within twice the limit.
+        if order.len() > 2 * self.max_sessions {
+            order.retain(|(id, place)| stands(sessions, id, *place));
         }
     }
 
@@ -162,5 +175,23 @@ mod tests {
         let is_known = |id: &str| matches!(registry.get(id, now), KnownSettings::Current(Some(_)));
         assert!(is_known("99") && is_known("97") && !is_known("96"));
         assert!(registry.lock().order.len() <= 6);
+    }
+
+    /// Each of its names stayed in the order for ever, and was searched at every insertion.
+    #[test]
+    fn a_session_that_comes_again_and_again_has_one_place() {
+        let registry = SessionRegistry { max_sessions: 3, ..SessionRegistry::new(false, false) };
+        let now = Instant::now();
+        for _ in 0..100 {
+            registry.remove("a");
+            registry.put("b", settings("b"), now);
+            registry.put("a", settings("a"), now);
+        }
+        assert!(registry.lock().order.len() <= 6);
+        for id in ["c", "d"] {
+            registry.put(id, settings(id), now);
+        }
+        let is_known = |id: &str| matches!(registry.get(id, now), KnownSettings::Current(Some(_)));
+        assert!(is_known("a") && !is_known("b"), "the place is that of the last time");
     }
 }

@@ -168,6 +168,13 @@ fn upstreams_of_the_command_line_are_checked() {
 }
 
 #[test]
+fn a_misspelt_command_is_no_upstream_without_a_scheme() {
+    let shown = problems("statsu", &[]);
+    assert!(shown.contains("\"statsu\" is neither a command"), "{shown}");
+    assert!(problems("gpu-0:8000", &[]).contains("has no scheme"));
+}
+
+#[test]
 fn demo_stands_in_for_all_upstreams() {
     let loaded = run("-c lb.yaml --demo 3", &[]).expect("needs no upstreams");
     assert_eq!((loaded.demo, loaded.config.upstreams.len()), (Some(3), 0));

@@ -13,6 +13,8 @@
 //! Without a second attempt, a failure that the request causes cannot be distinguished from a failure of the
 //! upstream. It counts, and `breaker.max_ejected` limits how many upstreams such requests eject.
 
+use std::time::Instant;
+
 /// How an attempt failed after the upstream received the request. Attempts that did not reach their upstream,
 /// or that the upstream gave up, are never caused by the request and are not recorded here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +29,18 @@ pub enum FailureKind {
     ErrorEvent(u16),
 }
 
-/// The failed attempts of one request, by upstream id.
+/// A failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BlamedAttempt {
+    pub upstream: usize,
+    /// When the request was placed there.
+    pub placed: Instant,
+}
+
+/// The failed attempts of one request.
 #[derive(Debug, Default)]
 pub(crate) struct BlameLedger {
-    last: Option<(usize, FailureKind)>,
+    last: Option<(BlamedAttempt, FailureKind)>,
     /// `last` is undecided until the next attempt ends.
     open: bool,
     /// The kind of failure that the request itself causes.
@@ -38,12 +48,13 @@ pub(crate) struct BlameLedger {
 }
 
 impl BlameLedger {
-    /// Records a failed attempt. Returns the upstream of the failure before it, if that one counts.
+    /// Records a failed attempt. Returns the one before it, if that one counts.
     #[must_use]
-    pub(crate) fn failed(&mut self, upstream: usize, kind: FailureKind) -> Option<usize> {
-        let before = self.last.replace((upstream, kind));
+    pub(crate) fn failed(&mut self, attempt: BlamedAttempt, kind: FailureKind) -> Option<BlamedAttempt> {
+        let before = self.last.replace((attempt, kind));
         let was_open = std::mem::replace(&mut self.open, true);
-        let is_alike = before.is_some_and(|(other, other_kind)| other != upstream && other_kind == kind);
+        let is_elsewhere = |other: BlamedAttempt| other.upstream != attempt.upstream;
+        let is_alike = before.is_some_and(|(other, other_kind)| is_elsewhere(other) && other_kind == kind);
         if is_alike {
             self.excused = Some(kind);
         }
@@ -51,11 +62,11 @@ impl BlameLedger {
         before.filter(|_| was_open && !is_alike).map(|(other, _)| other)
     }
 
-    /// Decides that an undecided failure counts, and returns its upstream.
+    /// Decides that an undecided failure counts, and returns its attempt.
     #[must_use]
-    pub(crate) fn conclude(&mut self) -> Option<usize> {
+    pub(crate) fn conclude(&mut self) -> Option<BlamedAttempt> {
         let was_open = std::mem::replace(&mut self.open, false);
-        self.last.filter(|_| was_open).map(|(upstream, _)| upstream)
+        self.last.filter(|_| was_open).map(|(attempt, _)| attempt)
     }
 
     /// Whether a failure is undecided.
@@ -102,14 +113,16 @@ mod tests {
             (&[Some((1, Reset)), None, Some((2, Silence)), None], &[1, 2]),
         ];
         for (steps, wanted) in table {
+            let placed = Instant::now();
             let mut ledger = BlameLedger::default();
             let mut counted = Vec::new();
             for step in *steps {
-                counted.extend(match step {
-                    Some((upstream, kind)) => ledger.failed(*upstream, *kind),
+                counted.extend(match *step {
+                    Some((upstream, kind)) => ledger.failed(BlamedAttempt { upstream, placed }, kind),
                     None => ledger.conclude(),
                 });
             }
+            let counted: Vec<usize> = counted.iter().map(|attempt| attempt.upstream).collect();
             assert_eq!(counted, *wanted, "{steps:?}");
             assert!(!ledger.is_open(), "{steps:?}");
         }

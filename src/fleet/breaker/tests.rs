@@ -15,18 +15,28 @@ fn rules() -> BreakerRules {
     BreakerRules { health: Health { rise: 2, fall: 3, ..Health::default() }, breaker }
 }
 
-/// A machine with a clock, and the count of answers.
+/// A machine with a clock, and the counts of answers: begun ones, and good ones.
 struct MachineBench {
     machine: BreakerMachine,
     rules: BreakerRules,
     now: Instant,
     answers: u64,
+    good: u64,
+    /// When it began.
+    start: Instant,
 }
 
 impl MachineBench {
     fn new() -> Self {
         let now = Instant::now();
-        MachineBench { machine: BreakerMachine::new(now), rules: rules(), now, answers: 0 }
+        MachineBench {
+            machine: BreakerMachine::new(now),
+            rules: rules(),
+            now,
+            answers: 0,
+            good: 0,
+            start: now,
+        }
     }
 
     fn ready() -> Self {
@@ -37,7 +47,9 @@ impl MachineBench {
     }
 
     /// Words of a script: `+` a good probe, `-` a silent one, `x` a refused one, `!` one answered with 503;
-    /// `refuse`, `timeout`, `fail`, `answer`, `begin` (counted, not reported), `abort`, `leave` of requests;
+    /// `refuse`, `timeout`, `fail`, `answer`, `error` (of the client), `abort`, `leave` of requests that were
+    /// placed just now; `old`, `lost`, `late`: a failure, a timeout and an answer of one that was placed
+    /// before all trips; `begin` a good answer that is counted and not reported, `head` one that only began;
     /// `dead` a request's report that the engine is dead, `restart` the metrics' report of a new process;
     /// `drain`, `undrain`; a number advances the clock by so many seconds.
     fn step(&mut self, word: &str) {
@@ -48,14 +60,16 @@ impl MachineBench {
             "-" => probe(Err(ProbeMiss::Silent)),
             "x" => probe(Err(ProbeMiss::Refused)),
             "!" => probe(Err(ProbeMiss::Wrong)),
-            "refuse" => self.signal(UpstreamSignal::Unreached { refused: true }),
-            "timeout" => self.signal(UpstreamSignal::Unreached { refused: false }),
-            "fail" => self.signal(UpstreamSignal::Failed),
-            "answer" => {
-                self.answers += 1;
-                self.signal(UpstreamSignal::Answered);
-            }
-            "begin" => self.answers += 1,
+            "refuse" => self.signal(UpstreamSignal::Unreached { refused: true, placed: now }),
+            "timeout" => self.signal(UpstreamSignal::Unreached { refused: false, placed: now }),
+            "lost" => self.signal(UpstreamSignal::Unreached { refused: false, placed: self.start }),
+            "fail" => self.signal(UpstreamSignal::Failed { placed: now }),
+            "old" => self.signal(UpstreamSignal::Failed { placed: self.start }),
+            "answer" => self.answered(true, now),
+            "error" => self.answered(false, now),
+            "late" => self.answered(true, self.start),
+            "begin" => (self.answers, self.good) = (self.answers + 1, self.good + 1),
+            "head" => self.answers += 1,
             "abort" => self.signal(UpstreamSignal::GaveUp),
             "leave" => self.signal(UpstreamSignal::ShuttingDown),
             "dead" => self.signal(UpstreamSignal::EngineDead),
@@ -67,7 +81,12 @@ impl MachineBench {
     }
 
     fn signal(&mut self, signal: UpstreamSignal) {
-        self.machine.signalled(signal, self.answers, self.now, &self.rules);
+        self.machine.signalled(signal, self.good, self.now, &self.rules);
+    }
+
+    fn answered(&mut self, passed: bool, placed: Instant) {
+        (self.answers, self.good) = (self.answers + 1, self.good + 1);
+        self.signal(UpstreamSignal::Answered { passed, placed });
     }
 
     fn play(&mut self, script: &str) -> UpstreamStatus {
@@ -130,6 +149,18 @@ const TABLE: &[(&str, UpstreamState, Admits)] = &[
     ("fail fail fail 5 answer", UpstreamState::Ready, Admits::All),
     ("fail fail fail 5 fail 5", UpstreamState::Tripped, Admits::None),
     ("fail fail fail 5 fail 10", UpstreamState::Tripped, Admits::One),
+    ("old old old", UpstreamState::Tripped, Admits::None),
+    // The head of a stream that fails at its first event is no answer.
+    ("head fail head fail head fail", UpstreamState::Tripped, Admits::None),
+    ("fail fail fail 5 head", UpstreamState::Tripped, Admits::One),
+    // Only a request from behind the end of the trip tests it, and only by a success or a failure.
+    ("fail fail fail 5 late", UpstreamState::Tripped, Admits::One),
+    ("fail fail fail 5 error", UpstreamState::Tripped, Admits::One),
+    ("fail fail fail 5 error answer", UpstreamState::Ready, Admits::All),
+    ("fail fail fail 5 lost", UpstreamState::Tripped, Admits::One),
+    ("fail fail fail 5 timeout 5", UpstreamState::Tripped, Admits::None),
+    ("fail fail fail 5 old", UpstreamState::Tripped, Admits::One),
+    ("fail fail fail 5 old old fail 10", UpstreamState::Tripped, Admits::One),
     ("fail fail fail 5 fail 10 refuse 14", UpstreamState::Tripped, Admits::None),
     ("fail fail fail 5 fail 10 refuse 15", UpstreamState::Tripped, Admits::One),
     ("fail fail fail 5 fail 10 answer fail fail fail 5", UpstreamState::Tripped, Admits::One),

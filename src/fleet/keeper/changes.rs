@@ -167,16 +167,17 @@ impl Keeper {
         let Some(record) = self.records.find(id) else { return };
         record.entry.removing = true;
         let upstream = record.upstream().clone();
+        let awaited = record.begin_await_idle();
         self.fleet.observer.upstream_removing(upstream.name(), upstream.load().active);
-        self.report_when_idle(upstream);
+        self.report_when_idle(awaited);
     }
 
     /// Removes an upstream from the fleet at once; it is probed until its last request has ended.
     fn depart(&mut self, mut record: UpstreamRecord) {
         record.entry.removing = true;
-        let upstream = record.upstream().clone();
-        self.records.set_trip(upstream.id, None);
-        self.report_when_idle(upstream);
+        self.records.set_trip(record.upstream().id, None);
+        let awaited = record.begin_await_idle();
+        self.report_when_idle(awaited);
         self.records.depart(record);
     }
 

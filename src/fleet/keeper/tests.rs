@@ -195,7 +195,10 @@ async fn counts_a_restart_as_one_new_incarnation() {
             "well" => found(&mut keeper, Ok(ProbeReport { models: Vec::new(), version: None })),
             "failed" => found(&mut keeper, Err(ProbeFailure::Silent("no answer".into()))),
             "tripped" => (0..5).for_each(|_| {
-                handle(&mut keeper, KeeperMessage::Signal { id, signal: UpstreamSignal::Failed });
+                handle(
+                    &mut keeper,
+                    KeeperMessage::Signal { id, signal: UpstreamSignal::Failed { placed: now() } },
+                );
             }),
             "drained" | "undrained" => {
                 let drain = event == "drained";

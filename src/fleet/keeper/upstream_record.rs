@@ -37,6 +37,8 @@ pub(super) struct UpstreamRecord {
     lost_model: bool,
     /// The start of the process by its metrics, since the cache was last assumed to be empty; Unix seconds.
     started: Option<f64>,
+    /// A task waits until it has no requests in flight.
+    pub awaits_idle: bool,
     observer: Observer,
 }
 
@@ -49,6 +51,7 @@ impl UpstreamRecord {
             gained: false,
             lost_model: false,
             started: None,
+            awaits_idle: false,
             observer,
         }
     }
@@ -64,6 +67,12 @@ impl UpstreamRecord {
 
     pub(super) fn is_idle(&self) -> bool {
         self.upstream().load().active == 0
+    }
+
+    /// Returns the upstream for a task that waits until it is idle; `None`: one waits already.
+    pub(super) fn begin_await_idle(&mut self) -> Option<Arc<Upstream>> {
+        let waits = std::mem::replace(&mut self.awaits_idle, true);
+        (!waits).then(|| self.upstream().clone())
     }
 
     /// Replaces the settings of the same server.
@@ -141,8 +150,8 @@ impl UpstreamRecord {
 
     /// Applies the signal of a request. Returns whether the status changed.
     pub(super) fn signalled(&mut self, signal: UpstreamSignal, now: Instant, rules: &BreakerRules) -> bool {
-        let answers = self.upstream().live.answers.load(Relaxed);
-        self.machine.signalled(signal, answers, now, rules);
+        let good = self.upstream().live.good_answers.load(Relaxed);
+        self.machine.signalled(signal, good, now, rules);
         self.update_status(rules)
     }
 

@@ -145,7 +145,7 @@ fn admits_one_trial_request_at_a_time_after_a_trip() {
     let now = Instant::now();
     let mut machine = BreakerMachine::new(now);
     machine.probed(Ok(()), 0, now, &rules());
-    machine.signalled(UpstreamSignal::Failed, 0, now, &rules());
+    machine.signalled(UpstreamSignal::Failed { placed: now }, 0, now, &rules());
     entry.status = machine.status(&rules());
     assert!(Lease::take(&entry, RequestWork::default(), now).is_none(), "the trip is not over");
     let later = now + rules().breaker.open;
@@ -153,10 +153,14 @@ fn admits_one_trial_request_at_a_time_after_a_trip() {
     assert!(first.is_some());
     assert!(Lease::take(&entry, RequestWork::default(), later).is_none(), "the trial is in flight");
     drop(first);
-    assert!(
-        Lease::take(&entry, RequestWork::default(), later).is_some(),
-        "the trial ended without a signal and freed its place"
-    );
+    let mut judged = Lease::take(&entry, RequestWork::default(), later);
+    assert!(judged.is_some(), "the trial ended without a signal and freed its place");
+    // Its stream may go on for an hour, over which the upstream may trip again.
+    judged.iter_mut().for_each(Lease::end_trial);
+    let next = Lease::take(&entry, RequestWork::default(), later);
+    assert!(next.is_some(), "its answer was judged");
+    drop(judged);
+    assert!(Lease::take(&entry, RequestWork::default(), later).is_none(), "the place is the next one's");
 }
 
 #[derive(Clone, Debug)]

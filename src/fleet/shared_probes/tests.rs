@@ -188,8 +188,8 @@ async fn one_failure_is_enough_while_a_siblings_breaker_is_open() {
     one.shared.put_trip(&ours, now() + 5 * SECOND);
     carry(&one, &other, &mut keeper, Duration::ZERO);
     assert_eq!(condition(&keeper), UpstreamCondition::Works, "the report takes no requests away");
-    theirs.live.answers.fetch_add(100, Relaxed);
-    other.report(&theirs, crate::fleet::UpstreamSignal::Failed);
+    theirs.live.good_answers.fetch_add(100, Relaxed);
+    other.report(&theirs, crate::fleet::UpstreamSignal::Failed { placed: now() });
     handle_all(&mut keeper);
     let state = |fleet: &Fleet| fleet.snapshot().entries[0].state();
     assert_eq!(state(&other), crate::fleet::UpstreamState::Tripped);
@@ -198,7 +198,7 @@ async fn one_failure_is_enough_while_a_siblings_breaker_is_open() {
     one.shared.put_trip(&ours, now() + 5 * SECOND);
     carry(&one, &other, &mut keeper, Duration::ZERO);
     tokio::time::advance(6 * SECOND).await;
-    other.report(&upstream(&other), crate::fleet::UpstreamSignal::Failed);
+    other.report(&upstream(&other), crate::fleet::UpstreamSignal::Failed { placed: now() });
     handle_all(&mut keeper);
     assert_eq!(state(&other), crate::fleet::UpstreamState::Ready);
 }

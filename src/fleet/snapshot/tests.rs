@@ -38,11 +38,16 @@ fn act(word: &str, machine: &mut BreakerMachine, entry: &mut SnapshotEntry, now:
         "missed" => machine.probed(Err(ProbeMiss::Silent), 0, now, &rules()),
         // Read by `snapshot`.
         "of-gym" | "of-gym=m" | "of-gym=n" | "of-other" | "lists-b" | "lists-c" => {}
-        "refused" => machine.signalled(UpstreamSignal::Unreached { refused: true }, 0, now, &rules()),
-        "tripped" => machine.signalled(UpstreamSignal::Failed, 0, now, &rules()),
-        "tripped-later" => {
-            machine.signalled(UpstreamSignal::Failed, 0, now + Duration::from_secs(1), &rules())
+        "refused" => {
+            machine.signalled(UpstreamSignal::Unreached { refused: true, placed: now }, 0, now, &rules())
         }
+        "tripped" => machine.signalled(UpstreamSignal::Failed { placed: now }, 0, now, &rules()),
+        "tripped-later" => machine.signalled(
+            UpstreamSignal::Failed { placed: now },
+            0,
+            now + Duration::from_secs(1),
+            &rules(),
+        ),
         "drained" => machine.drain(true, now),
         "removing" => entry.removing = true,
         "busy" => entry.upstream.mark_busy(None, now),

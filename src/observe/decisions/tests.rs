@@ -36,6 +36,8 @@ fn record_for(decisions: &Decisions, id: &str, seed: u64, candidates: &[Candidat
     let decision = Decision {
         id,
         model: Some("m"),
+        client_model: Some("fast"),
+        route: Some("quick"),
         attempt: 1,
         session: Some("header"),
         tokens: seed,
@@ -60,6 +62,7 @@ fn records_a_choice_with_all_its_candidates() {
     record(&decisions, 5, &[candidate(2, 5), candidate(0, 5), candidate(1, 5)], 0);
     let [record] = &decisions.latest(9)[..] else { panic!("one was made") };
     assert_eq!((record.id.as_str(), record.model.as_str(), record.of), ("request-5", "m", 3));
+    assert_eq!((record.client_model.as_str(), record.route.as_str()), ("fast", "quick"));
     assert_eq!((record.reason, record.session, record.attempt), ("load", Some("header"), 1));
     assert_eq!((record.at, record.blocks), (Duration::from_secs(5), 5));
     let told: Vec<_> = record.candidates().map(|told| (told.upstream, told.terms)).collect();
@@ -76,6 +79,8 @@ fn cuts_texts_of_clients() {
     let decision = Decision {
         id: &long,
         model: Some(&long),
+        client_model: Some(&long),
+        route: None,
         attempt: 1,
         session: None,
         tokens: 0,
@@ -88,7 +93,7 @@ fn cuts_texts_of_clients() {
     };
     decisions.record(&decision, Duration::ZERO);
     let slot = decisions.slot(1).lock().unwrap();
-    for kept in [&slot.id, &slot.model] {
+    for kept in [&slot.id, &slot.model, &slot.client_model] {
         assert!(kept.len() <= 128 && kept.ends_with("é…"), "{kept}");
         assert!(kept.capacity() <= 256, "{}", kept.capacity());
     }
@@ -143,6 +148,8 @@ fn reports_retry_as_the_reason_of_later_attempts() {
     let mut decision = Decision {
         id: "",
         model: None,
+        client_model: None,
+        route: None,
         attempt: 1,
         session: None,
         tokens: 0,

@@ -8,9 +8,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::sockopt;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -18,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::wire::UpstreamWire;
 use crate::fleet::Upstream;
 use crate::proxy::wire::Transport;
+use crate::retry::ConnectFault;
 
 /// How long an idle connection may be used.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(4);
@@ -43,8 +46,16 @@ pub(crate) enum ConnectError {
 }
 
 impl ConnectError {
-    pub(crate) fn is_refused(&self) -> bool {
-        matches!(self, ConnectError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused)
+    /// The fault for the retry rule and for the fleet.
+    pub(crate) fn fault(&self) -> ConnectFault {
+        let ConnectError::Io(error) = self else { return ConnectFault::Unreached };
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            Some(Errno::CONNREFUSED) => ConnectFault::Refused,
+            Some(Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL | Errno::NOBUFS | Errno::NOMEM) => {
+                ConnectFault::NoSocket
+            }
+            _ => ConnectFault::Unreached,
+        }
     }
 }
 
@@ -81,8 +92,8 @@ impl ConnectionPool {
         limit: Duration,
     ) -> Result<Box<UpstreamWire>, ConnectError> {
         let dialed = timeout(limit, dial(upstream)).await;
-        let transport = dialed.map_err(|_| ConnectError::TimedOut(limit))??;
-        Ok(UpstreamWire::new(transport))
+        let (transport, peer) = dialed.map_err(|_| ConnectError::TimedOut(limit))??;
+        Ok(UpstreamWire::new(transport, peer))
     }
 
     /// An idle connection, if there is a usable one.
@@ -93,11 +104,16 @@ impl ConnectionPool {
                 let mut state = self.lock();
                 let idle = state.by_upstream.get_mut(&upstream.id)?;
                 if !idle.is_of(upstream) {
+                    // New requests come with the present settings, and old ones only end.
+                    let old = std::mem::replace(idle, IdleConnections::new(upstream));
+                    drop(state);
+                    drop(old);
                     return None;
                 }
                 idle.waiting.pop_back()?
             };
-            if since.elapsed() < MAX_IDLE_TIME && wire.is_quiet() {
+            // The server's name may have another address by now.
+            if wire.peer() == upstream.address() && since.elapsed() < MAX_IDLE_TIME && wire.is_quiet() {
                 return Some(wire);
             }
         }
@@ -110,16 +126,21 @@ impl ConnectionPool {
         drop(closed);
     }
 
-    /// Keeps a connection whose answer was read to its end and whose send queue is empty.
+    /// Keeps a connection whose answer was read to its end and whose send queue is empty, unless newer
+    /// requests have come with other settings or with another address.
     pub(crate) fn keep(&self, upstream: &Arc<Upstream>, wire: Box<UpstreamWire>) {
+        if wire.peer() != upstream.address() {
+            return;
+        }
         let mut state = self.lock();
         let idle = state.by_upstream.entry(upstream.id).or_insert_with(|| IdleConnections::new(upstream));
-        if !idle.is_of(upstream) {
-            *idle = IdleConnections::new(upstream);
+        if idle.waiting.len() >= MAX_IDLE_CONNECTIONS || !idle.is_of(upstream) {
+            // Closed outside of the lock.
+            drop(state);
+            drop(wire);
+            return;
         }
-        if idle.waiting.len() < MAX_IDLE_CONNECTIONS {
-            idle.waiting.push_back((wire, Instant::now()));
-        }
+        idle.waiting.push_back((wire, Instant::now()));
         if !std::mem::replace(&mut state.sweeping, true) {
             tokio::spawn(sweep(Arc::downgrade(&self.0)));
         }
@@ -159,22 +180,24 @@ impl IdleConnections {
     }
 }
 
-async fn dial(upstream: &Upstream) -> Result<Transport, ConnectError> {
+/// Connects. Returns the address too, which a path has none of.
+async fn dial(upstream: &Upstream) -> Result<(Transport, Option<SocketAddr>), ConnectError> {
     if let Some(path) = &upstream.config.url.unix {
-        return Ok(Transport::Unix(UnixStream::connect(path).await?));
+        return Ok((Transport::Unix(UnixStream::connect(path).await?), None));
     }
     let address = upstream.address().ok_or(ConnectError::Unresolved)?;
     let socket = TcpStream::connect(address).await?;
     socket.set_nodelay(true)?;
     watch_peer(&socket)?;
-    match upstream.tls() {
-        None => Ok(Transport::Tcp(socket)),
+    let transport = match upstream.tls() {
+        None => Transport::Tcp(socket),
         // Boxed: inlined, the handshake would take some KiB of every request's task.
         Some((connector, name)) => {
             let secured = Box::pin(connector.connect(name.clone(), socket)).await?;
-            Ok(Transport::TlsTcp(Box::new(secured.into())))
+            Transport::TlsTcp(Box::new(secured.into()))
         }
-    }
+    };
+    Ok((transport, Some(address)))
 }
 
 /// Enables TCP keepalive, which detects a vanished peer.
@@ -186,3 +209,6 @@ fn watch_peer(socket: &TcpStream) -> io::Result<()> {
     sockopt::set_tcp_user_timeout(socket, MAX_UNACKNOWLEDGED_MILLIS)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

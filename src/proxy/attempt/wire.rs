@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -66,6 +67,8 @@ struct SendQueue {
 #[derive(Debug)]
 pub(crate) struct UpstreamWire {
     transport: Transport,
+    /// The address that was dialled; `None` for a path.
+    peer: Option<SocketAddr>,
     outgoing: Outgoing,
 }
 
@@ -204,8 +207,13 @@ impl SendQueue {
 // === impl UpstreamWire ===
 
 impl UpstreamWire {
-    pub(crate) fn new(transport: Transport) -> Box<Self> {
-        Box::new(UpstreamWire { transport, outgoing: Outgoing::default() })
+    pub(crate) fn new(transport: Transport, peer: Option<SocketAddr>) -> Box<Self> {
+        Box::new(UpstreamWire { transport, peer, outgoing: Outgoing::default() })
+    }
+
+    /// The address that was dialled; `None` for a path.
+    pub(crate) fn peer(&self) -> Option<SocketAddr> {
+        self.peer
     }
 
     /// A handle for queueing what the connection is to send.

@@ -116,6 +116,11 @@ impl AnswerPipeline {
         self.tail.as_ref().is_none_or(StreamTail::between_events)
     }
 
+    /// Whether it is a stream that stops in the middle of a line.
+    pub(super) fn is_cut(&self) -> bool {
+        self.tail.as_ref().is_some_and(StreamTail::is_cut)
+    }
+
     /// The error that the answer reported.
     pub(super) fn failure(&self) -> Option<StreamError> {
         self.meter.as_ref().and_then(|meter| meter.failure())

@@ -50,7 +50,14 @@ fn distinguishes_answers_about_the_upstream_from_answers_to_the_client() {
             "data: {\"choices\":[{\"delta\":{\"content\":\"\"},\"finish_reason\":\"abort\"}]}\n\n",
             AnswerVerdict::Aborted,
         ),
-        (200, SSE, "", AnswerVerdict::Accept),
+        // Ends that are proper, of answers that are none.
+        (200, SSE, "", AnswerVerdict::Nothing),
+        (200, SSE, ": keep-alive\n\n", AnswerVerdict::Nothing),
+        (200, SSE, "data: {\"choices\":[{\"del", AnswerVerdict::Nothing),
+        (200, SSE, "data: [DONE]\n\n", AnswerVerdict::Accept),
+        (200, "application/json", "", AnswerVerdict::Nothing),
+        (200, "text/plain", "", AnswerVerdict::Accept),
+        (404, "application/json", "", AnswerVerdict::Accept),
     ] {
         assert_eq!(whole(status, kind, body), verdict, "{status} {body}");
     }

@@ -216,6 +216,10 @@ fn reports_the_failure_of_a_stream() {
         (r#"{"response":{"status":"failed","error":null},"type":"response.failed"}"#, said(None)),
         (r#"{"response":{"error":{"code":503}},"type":"response.failed"}"#, said(Some(503))),
         (r#"{"object":"error","message":"x","code":400}"#, said(None)),
+        // No JSON, but what was read of it counts, in one piece as in two.
+        (r#"{"type":"error":null,"m]"#, said(None)),
+        (r#"{"type":"response.failed":null}"#, said(None)),
+        (r#"{"type":,"error":null}"#, None),
         (r#"{"type":"response.completed","response":{"error":null}}"#, None),
         (r#"{"choices":[{"delta":{"content":"{\"error\":{\"code\":500}}"}}]}"#, None),
         (r#"{"choices":[{"error":{"code":500},"type":"error"}],"x":{"error":{}},"error":null}"#, None),

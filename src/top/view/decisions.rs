@@ -69,6 +69,9 @@ fn line(decision: &TopDecision, columns: usize) -> Line<'static> {
     }
     add("of", decision.of.to_string());
     add("model", decision.model.clone().unwrap_or_else(|| "–".into()));
+    if let Some(route) = &decision.route {
+        add("route", route.clone());
+    }
     add("id", decision.id.clone());
     Line::from(spans)
 }

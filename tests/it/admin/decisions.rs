@@ -1,6 +1,7 @@
 //! The choices for one request, and calls that name parameters which do not exist.
 
 use serde_json::{Value, json};
+use vllm_lb::config::check::check;
 
 use crate::common::body::chat;
 use crate::common::wire::{Answer, JSON, get, request};
@@ -39,6 +40,38 @@ async fn the_choices_for_one_request_are_found_by_its_id() {
     assert_eq!(call(&balancer, "?id=a%20b/%26=").await.expect(200).json(), json!([all[3]]));
     assert_eq!(call(&balancer, "?id=first&limit=256").await.expect(200).json(), json!([all[4]]));
     assert_eq!(call(&balancer, "?id=sec").await.expect(200).json(), json!([]));
+}
+
+/// A choice named the engine's model alone: the client's word for it led nowhere. A request without a model
+/// has the only one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_choice_names_the_route_and_the_clients_model() {
+    let engines = engines(1).await;
+    let mut config = config(upstreams(&engines));
+    let written = "upstreams: [http://a]\nroutes: [{model: fast, to: sim}, {path: /v1/completions}]";
+    config.routes = check(written, &|_| None).expect("a right configuration").routes;
+    let balancer = Balancer::ready(config).await;
+    for (path, body) in [
+        (CHAT, chat("fast")),
+        (CHAT, chat("sim")),
+        ("/v1/completions", r#"{"model":"sim","prompt":"a","max_tokens":1}"#.to_string()),
+        ("/v1/completions", r#"{"prompt":"a","max_tokens":1}"#.to_string()),
+    ] {
+        balancer.ask(request("POST", path, &[JSON], body.as_bytes())).await.expect(200);
+    }
+    let all = call(&balancer, "").await.expect(200).json();
+    let rows = all.as_array().expect("is a list").iter().rev();
+    let names: Vec<Value> =
+        rows.map(|row| json!([row["client_model"], row["route"], row["model"]])).collect();
+    assert_eq!(
+        names,
+        [
+            json!(["fast", "fast", "sim"]),
+            json!(["sim", null, "sim"]),
+            json!(["sim", "/v1/completions", "sim"]),
+            json!(["sim", "/v1/completions", "sim"]),
+        ]
+    );
 }
 
 /// A parameter that does not exist was ignored, and the answer had other requests.

@@ -107,6 +107,8 @@ async fn an_invalid_admin_call_is_explained_and_changes_nothing() {
         ("POST", "/admin/upstreams", json!({"url": "http://a", "wieght": 2}), 400, "wieght"),
         ("POST", "/admin/upstreams", json!([]), 400, "must be an object"),
         ("POST", "/admin/upstreams?wait=soon", json!({"url": "http://a"}), 400, "wait"),
+        ("POST", "/admin/upstreams?wiat=30s", json!({"url": "http://a"}), 400, "known are wait"),
+        ("DELETE", "/admin/upstreams/nobody?forse", Value::Null, 400, "known are wait, force"),
         ("PUT", "/admin/upstreams", json!({}), 405, "Method"),
         ("PATCH", &one, json!({}), 400, "nothing to change"),
         ("PATCH", &one, json!({"state": "down"}), 400, "neither drain nor ready"),
@@ -351,7 +353,7 @@ async fn the_breaker_trips_admits_a_trial_and_closes() {
 
 /// Five answers of 500 to one client had tripped each upstream in turn, and all clients got 503.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_fails_on_every_upstream_trips_none() {
+async fn requests_that_fail_on_every_upstream_take_the_fleet_from_nobody() {
     let engines = engines(3).await;
     let mut config = config(upstreams(&engines));
     config.breaker = Breaker { open: Duration::from_secs(60), ..quick_breaker() };

@@ -54,7 +54,8 @@ async fn an_upstream_that_accepts_no_connections_is_found_after_a_failed_request
     let balancer = Balancer::over([&engine]).await;
     let before = engine.stats().accepted;
     let upstream = balancer.running.fleet.snapshot().entries[0].upstream.clone();
-    let signal = vllm_lb::fleet::UpstreamSignal::Unreached { refused: false };
+    let signal =
+        vllm_lb::fleet::UpstreamSignal::Unreached { refused: false, placed: std::time::Instant::now() };
     balancer.running.fleet.report(&upstream, signal);
     eventually("a new connection is opened", async || (engine.stats().accepted > before).then_some(())).await;
     balancer.until_ready(1).await;

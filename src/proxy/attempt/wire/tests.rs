@@ -8,7 +8,7 @@ use super::*;
 async fn pair() -> (TcpStream, Box<UpstreamWire>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let here = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    (listener.accept().await.unwrap().0, UpstreamWire::new(Transport::Tcp(here)))
+    (listener.accept().await.unwrap().0, UpstreamWire::new(Transport::Tcp(here), None))
 }
 
 #[tokio::test]
