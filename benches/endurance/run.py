@@ -222,11 +222,11 @@ async def send(port, path, body, leaves):
         writer.close()
 
 
-async def client(number, fleet, tally, until):
+async def client(number, fleet, tally, until, pace):
     dice = random.Random(number)
     conversations = [[] for _ in range(4)]
     while time.monotonic() < until:
-        await asyncio.sleep(dice.expovariate(1 / PAUSE))
+        await asyncio.sleep(dice.expovariate(pace / PAUSE))
         path, body, leaves, expected = request_of(dice, conversations)
         path = path.replace("/sessions/s", f"/sessions/c{number}-")
         try:
@@ -297,10 +297,10 @@ async def empty_redis(fleet, dice, tally):
 TROUBLES = [reload, drain, kill_engine, stop_redis, stall_engine, restart_redis, empty_redis]
 
 
-async def make_trouble(fleet, tally, until, counts):
+async def make_trouble(fleet, tally, until, counts, pace):
     dice, number = random.Random(1), 0
     while time.monotonic() + 2 * TROUBLE_INTERVAL < until:
-        await asyncio.sleep(TROUBLE_INTERVAL)
+        await asyncio.sleep(TROUBLE_INTERVAL / pace)
         trouble = TROUBLES[number % len(TROUBLES)]
         number += 1
         try:
@@ -377,8 +377,9 @@ async def run(arguments, directory):
         before = [process.descriptors() for process in fleet.balancers]
         start = time.monotonic()
         until = start + arguments.minutes * 60
-        clients = [client(number, fleet, tally, until) for number in range(CLIENTS)]
-        await asyncio.gather(*clients, make_trouble(fleet, tally, until, counts),
+        pace = arguments.pace
+        clients = [client(number, fleet, tally, until, pace) for number in range(CLIENTS)]
+        await asyncio.gather(*clients, make_trouble(fleet, tally, until, counts, pace),
                              take_samples(fleet, tally, start, until, samples, arguments.samples))
         left = await quiet(fleet)
         if left:
@@ -408,6 +409,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--binary", required=True)
     parser.add_argument("--minutes", type=float, default=360)
+    parser.add_argument("--pace", type=float, default=1, help="how many minutes' requests and troubles fill one")
     parser.add_argument("--samples", default=os.devnull, help="a file that gets each sample as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

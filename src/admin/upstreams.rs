@@ -175,9 +175,9 @@ async fn remove(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) 
 }
 
 /// Why the upstream is in its state, where the state alone does not tell.
-pub(super) fn reason(entry: &SnapshotEntry, is_full: bool) -> Option<&'static str> {
+pub(super) fn reason(entry: &SnapshotEntry, is_full: bool) -> Option<String> {
     let status = &entry.status;
-    Some(match entry.state() {
+    let reason = match entry.state() {
         UpstreamState::Draining if entry.removing => "it is removed after its last request",
         UpstreamState::Draining if status.drained && status.gone => "an operator drains it, and it is down",
         UpstreamState::Draining if status.drained => "an operator drains it",
@@ -187,10 +187,14 @@ pub(super) fn reason(entry: &SnapshotEntry, is_full: bool) -> Option<&'static st
         UpstreamState::Tripped if status.gone => "its requests and its probes fail",
         UpstreamState::Tripped => "too many of its requests fail",
         UpstreamState::Suspect => "a probe failed, or a request did not reach it",
-        UpstreamState::Unknown if status.missing => "no probe of it has succeeded: the log has the error",
+        UpstreamState::Unknown if status.missing => "no probe of it has succeeded",
         UpstreamState::Unknown => "its first probe has not ended",
         UpstreamState::Ready if is_full => "its engine reports that it is full",
         UpstreamState::Ready => return None,
+    };
+    Some(match &entry.probe_error {
+        Some(error) => format!("{reason} ({error})"),
+        None => reason.into(),
     })
 }
 

@@ -26,6 +26,8 @@ pub struct SnapshotEntry {
     pub removing: bool,
     /// The upstream is probed once an interval; otherwise more often.
     pub(super) calm: bool,
+    /// The error of the latest probe, if it failed.
+    pub probe_error: Option<Arc<str>>,
 }
 
 impl SnapshotEntry {
@@ -42,6 +44,7 @@ impl SnapshotEntry {
             cache_tokens: None,
             removing: false,
             calm: false,
+            probe_error: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Events of upstreams: their state, their settings, and the blocks that their caches are believed to hold.
 
-use log::{debug, info, warn};
+use log::{Level, debug, info, log};
 
 use super::{Observer, gauge};
 
@@ -9,8 +9,8 @@ impl Observer {
     pub fn upstream_changed(&self, upstream: &str, from: &'static str, to: &'static str) {
         self.traffic().enter(upstream);
         self.metrics().probes.changes.with_label_values(&[upstream, to]).inc();
-        let level = if matches!(to, "down" | "tripped") { log::Level::Warn } else { log::Level::Info };
-        log::log!(level, upstream = upstream, from = from, to = to; "upstream changed");
+        let level = if matches!(to, "down" | "tripped") { Level::Warn } else { Level::Info };
+        log!(level, upstream = upstream, from = from, to = to; "upstream changed");
     }
 
     /// Records that an upstream's cache counts as empty from now on.
@@ -20,8 +20,8 @@ impl Observer {
 
     /// Records a change of how well the balancer sees an upstream's cache.
     pub fn sight_changed(&self, upstream: &str, from: &'static str, to: &'static str, why: &str) {
-        let level = if to == "blind" { log::Level::Warn } else { log::Level::Info };
-        log::log!(level, upstream = upstream, from = from, to = to, reason = why; "sight changed");
+        let level = if to == "blind" { Level::Warn } else { Level::Info };
+        log!(level, upstream = upstream, from = from, to = to, reason = why; "sight changed");
     }
 
     pub fn upstream_added(&self, upstream: &str, url: &str) {
@@ -65,14 +65,14 @@ impl Observer {
         self.metrics().probes.reports.with_label_values(&[upstream]).inc();
     }
 
-    /// Records a failed probe. The first failure in a row is logged at info level, or as a warning where the
-    /// upstream has answered with an error, which an operator has to mend; later ones at debug level.
-    pub fn probe_failed(&self, upstream: &str, why: &str, answered: bool, in_a_row: u32) {
+    /// Records a failed probe.
+    pub fn probe_failed(&self, upstream: &str, why: &str, answered: bool, in_a_row: u32, level: Level) {
         self.metrics().probes.failed.with_label_values(&[upstream]).inc();
-        match (in_a_row, answered) {
-            (1, true) => warn!(upstream = upstream, error = why; "upstream answers its probe with an error"),
-            (1, false) => info!(upstream = upstream, error = why; "upstream does not answer"),
-            _ => debug!(upstream = upstream, error = why, in_a_row = in_a_row; "upstream does not answer"),
+        if answered {
+            log!(level, upstream = upstream, error = why, in_a_row = in_a_row;
+                 "upstream answers its probe with an error");
+        } else {
+            log!(level, upstream = upstream, error = why, in_a_row = in_a_row; "upstream does not answer");
         }
     }
 

@@ -73,7 +73,7 @@ pub(super) struct UpstreamOverview<'a> {
     pub name: &'a str,
     pub url: String,
     pub state: &'static str,
-    pub reason: Option<&'static str>,
+    pub reason: Option<String>,
     pub drained: bool,
     pub removing: bool,
     pub full: bool,

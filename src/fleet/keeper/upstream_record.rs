@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use log::Level;
+
 use super::super::breaker::{Admits, BreakerMachine, BreakerRules, UpstreamSignal};
 use super::super::keeper_message::SiblingFacts;
 use super::super::probe::{ProbeFailure, ProbeReport};
@@ -16,6 +18,9 @@ use crate::observe::Observer;
 /// The largest difference by which an engine's clock is ahead. A start further ahead counts as unknown: every
 /// restart until then would count as earlier.
 const MAX_CLOCK_LEAD: Duration = Duration::from_secs(24 * 3600);
+
+/// The most errors of probes in a row that are logged above debug level. They come from the upstream.
+const MAX_LOGGED_ERRORS: usize = 8;
 
 /// A change of an upstream's capacity that wakes waiting requests.
 pub(super) enum CapacityEvent {
@@ -39,6 +44,8 @@ pub(super) struct UpstreamRecord {
     started: Option<f64>,
     /// A task waits until it has no requests in flight.
     pub awaits_idle: bool,
+    /// The errors of probes since the last good one that were logged.
+    logged_errors: Vec<Arc<str>>,
     observer: Observer,
 }
 
@@ -52,6 +59,7 @@ impl UpstreamRecord {
             lost_model: false,
             started: None,
             awaits_idle: false,
+            logged_errors: Vec::new(),
             observer,
         }
     }
@@ -93,14 +101,40 @@ impl UpstreamRecord {
         let answers = self.upstream().live.answers.load(Relaxed);
         self.machine.probed(found.as_ref().map(|_| ()).map_err(miss), answers, now, rules);
         let updated = match found {
-            Ok(ProbeReport { models, version }) => self.update_facts(Some(models), version),
-            Err(failure) => {
-                let (name, answered) = (self.upstream().name(), failure.is_answer());
-                self.observer.probe_failed(name, failure.why(), answered, self.machine.missed());
-                false
+            Ok(ProbeReport { models, version }) => {
+                self.logged_errors.clear();
+                let failed_before = self.entry.probe_error.take().is_some();
+                self.update_facts(Some(models), version) || failed_before
             }
+            Err(failure) => self.record_failure(&failure, rules),
         };
         self.update_status(rules) || updated
+    }
+
+    /// Records a failed probe. Returns whether its error differs from that of the probe before.
+    fn record_failure(&mut self, failure: &ProbeFailure, rules: &BreakerRules) -> bool {
+        let (why, in_a_row) = (failure.why(), self.machine.missed());
+        // A lost probe of an upstream that answers requests is no failure.
+        let is_new = in_a_row > 0
+            && self.logged_errors.len() < MAX_LOGGED_ERRORS
+            && !self.logged_errors.iter().any(|logged| **logged == *why);
+        // After this many an upstream that has worked is down, which is logged.
+        let is_missed = in_a_row == rules.health.fall && self.entry.status.missing;
+        let level = match () {
+            () if is_missed || is_new && failure.is_answer() => Level::Warn,
+            () if is_new => Level::Info,
+            () => Level::Debug,
+        };
+        self.observer.probe_failed(self.upstream().name(), why, failure.is_answer(), in_a_row, level);
+        if in_a_row == 0 || self.entry.probe_error.as_deref() == Some(why) {
+            return false;
+        }
+        let why: Arc<str> = why.into();
+        if is_new {
+            self.logged_errors.push(why.clone());
+        }
+        self.entry.probe_error = Some(why);
+        true
     }
 
     /// Applies a page of metrics. Returns whether the snapshot changed in more than the candidates' load.

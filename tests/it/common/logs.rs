@@ -67,7 +67,9 @@ impl log::Log for Logs {
         let mut records = self.records();
         let lines = records.entry(runtime()).or_default();
         if lines.len() == MAX_RECORDS {
-            lines.pop_front();
+            // A test under load writes thousands of these, and its other records are what it counts.
+            let debug = lines.iter().position(|line| line.starts_with("DEBUG"));
+            lines.remove(debug.unwrap_or(0));
         }
         lines.push_back(line.0);
     }

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use crate::common::{Balancer, Options, config, engine, eventually, upstreams};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use crate::common::ports::reserved_address;
+use crate::common::wire::get;
+use crate::common::{Balancer, Options, config, engine, eventually, logs, upstream, upstreams};
 
 /// One connection carries the probes, another one the readings of metrics.
 const PROBE_CONNECTIONS: u64 = 2;
@@ -59,4 +64,53 @@ async fn an_upstream_that_accepts_no_connections_is_found_after_a_failed_request
     balancer.running.fleet.report(&upstream, signal);
     eventually("a new connection is opened", async || (engine.stats().accepted > before).then_some(())).await;
     balancer.until_ready(1).await;
+}
+
+/// Answers every request on the listener with this status, and closes the connection.
+async fn answer_all(listener: TcpListener, status: &str) {
+    while let Ok((mut stream, _)) = listener.accept().await {
+        let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        let mut head = [0; 4096];
+        // A probe that has gone is asked for no more.
+        if stream.read(&mut head).await.is_ok() {
+            drop(stream.write_all(answer.as_bytes()).await);
+        }
+    }
+}
+
+/// The first error alone was logged, at a level that `-q` hides, and the reason of the state named none.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_new_error_of_a_probe_is_logged_once_and_is_in_the_reason() {
+    let address = reserved_address();
+    let mut config = config(vec![upstream(&format!("http://{address}"))]);
+    config.health.interval = Duration::from_millis(50);
+    let balancer = Balancer::start(config).await;
+    let reason_with = async |text: &str| {
+        eventually("the reason names the error", async || {
+            let reason =
+                balancer.admin(get("/admin/upstreams")).await.json()[0]["reason"].to_string();
+            reason.contains(text).then_some(())
+        })
+        .await;
+    };
+    reason_with("refused").await;
+    let warned = |text: &str| {
+        logs::all().iter().filter(|line| line.starts_with("WARN upstream") && line.contains(text)).count()
+    };
+    eventually("a warning", async || (warned("upstream does not answer") == 1).then_some(())).await;
+    for status in ["401 Unauthorized", "500 Internal Server Error"] {
+        let listener = TcpListener::bind(&address).await.unwrap();
+        let server = tokio::spawn(answer_all(listener, status));
+        let code = format!("status {}", &status[..3]);
+        reason_with(&code).await;
+        let failures = balancer.metric("vllm_lb_probe_failures_total").await;
+        eventually("more probes", async || {
+            (balancer.metric("vllm_lb_probe_failures_total").await >= failures + 5.0).then_some(())
+        })
+        .await;
+        assert_eq!(warned(&code), 1, "{:?}", logs::all());
+        server.abort();
+        reason_with("refused").await;
+    }
+    assert_eq!(warned("upstream does not answer"), 1);
 }
