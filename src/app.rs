@@ -8,6 +8,7 @@
 mod admin_client;
 mod certificates;
 pub mod doctor;
+pub mod files;
 mod follow;
 pub mod health;
 mod members;

@@ -15,7 +15,8 @@ pub mod traces;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::error::{ContextKind, ErrorKind};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 pub use environment::environment;
 
@@ -43,8 +44,7 @@ at once; SIGHUP reads the configuration again. -u needs none.";
     version,
     about = ABOUT,
     after_help = EXAMPLES,
-    args_conflicts_with_subcommands = true,
-    disable_help_subcommand = true
+    args_conflicts_with_subcommands = true
 )]
 pub struct Args {
     /// vLLM servers to balance over: http://host:port, https://host:port, unix:/path; in place of the file's
@@ -85,7 +85,8 @@ pub struct Args {
     #[arg(short = 'L', long, value_name = "FORMAT", global = true, verbatim_doc_comment)]
     pub log_format: Option<String>,
 
-    /// Check the configuration, print every problem, and end: with 0 when there is none, else with 64
+    /// Check the configuration and the files it names, print every problem, and end: with 0 when there is
+    /// none, else with 64
     #[arg(short, long, verbatim_doc_comment)]
     pub test: bool,
 
@@ -140,10 +141,29 @@ pub struct CliExit {
 
 /// Parses a command line; the first item is the program's name.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Args, CliExit> {
-    Args::try_parse_from(arguments).map_err(|error| {
+    let args = Args::try_parse_from(arguments).map_err(|error| {
         let code = if error.use_stderr() { EXIT_USAGE } else { 0 };
-        CliExit { text: masked(&error.render().to_string()), code }
-    })
+        let tip = if names_address(&error) { ADDRESS_TIP } else { "" };
+        CliExit { text: masked(&error.render().to_string()) + tip, code }
+    })?;
+    match args.upstreams.iter().find(|upstream| Args::command().find_subcommand(upstream).is_some()) {
+        Some(name) => {
+            let text = format!(
+                "error: {name} is a command and comes first, its options after it: vllm-lb {name} --help\n"
+            );
+            Err(CliExit { text, code: EXIT_USAGE })
+        }
+        None => Ok(args),
+    }
+}
+
+/// What other servers call an option that is one here.
+const ADDRESS_TIP: &str = "\n  tip: --listen HOST:PORT is the address to serve on\n";
+
+/// Whether the error is about an unknown option for an address.
+fn names_address(error: &clap::Error) -> bool {
+    let name = error.get(ContextKind::InvalidArg).map(ToString::to_string);
+    error.kind() == ErrorKind::UnknownArgument && matches!(name.as_deref(), Some("--port" | "--host" | "-p"))
 }
 
 /// Removes credentials: a mistyped flag may hold a Redis URL, so no message shows the text between `://`
@@ -173,8 +193,32 @@ mod tests {
         assert!(matches!(engine.command, Some(Command::Engine(_))) && engine.upstreams.is_empty());
         let louder = args("vllm-lb engine -v -L json").expect("global flags");
         assert_eq!((louder.verbose, louder.log_format.as_deref()), (1, Some("json")));
-        let late = args("vllm-lb http://a engine").expect("a word behind a URL is another URL");
-        assert_eq!((late.upstreams.len(), late.command.is_none()), (2, true));
+    }
+
+    /// The command was said to be neither a command nor a URL.
+    #[test]
+    fn a_command_behind_other_arguments_is_named() {
+        for line in ["-c lb.yaml health", "http://a engine", "--redis local doctor"] {
+            let ending = args(&format!("vllm-lb {line}")).expect_err(line);
+            let command = line.rsplit(' ').next().unwrap();
+            assert_eq!(ending.code, EXIT_USAGE);
+            assert!(
+                ending.text.contains(&format!("{command} is a command and comes first")),
+                "{}",
+                ending.text
+            );
+        }
+        assert_eq!(args("vllm-lb help").expect_err("is the help").code, 0);
+    }
+
+    #[test]
+    fn an_option_for_an_address_leads_to_listen() {
+        for line in ["--port 8000 http://a", "--host=0.0.0.0"] {
+            let ending = args(&format!("vllm-lb {line}")).expect_err(line);
+            assert!(ending.text.contains("--listen HOST:PORT"), "{}", ending.text);
+        }
+        let ending = args("vllm-lb --nonsense").expect_err("is no option");
+        assert!(!ending.text.contains("--listen HOST:PORT"), "{}", ending.text);
     }
 
     #[test]

@@ -46,6 +46,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config::types::Config;
 use crate::observe::Observer;
 use authorities::ReadAuthorities;
+pub(crate) use authorities::authority_problems;
 pub use awaited_token::AwaitedToken;
 pub use blame::Blame;
 use breaker::BreakerRules;

@@ -49,8 +49,7 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
     }
     if let LoadMode::Test = mode {
         warnings.iter().for_each(|warning| eprintln!("{warning}"));
-        println!("configuration ok");
-        return ExitCode::SUCCESS;
+        return test(&config);
     }
     match mode {
         LoadMode::Simulate(args) => return simulate(&args),
@@ -93,6 +92,17 @@ fn carry_out(loaded: Loaded, args: Args) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Reads the files that a start would read; the rest of the configuration is good.
+fn test(config: &Config) -> ExitCode {
+    let problems = app::files::problems(config);
+    problems.iter().for_each(|problem| eprintln!("{problem}"));
+    if !problems.is_empty() {
+        return ExitCode::from(cli::EXIT_USAGE);
+    }
+    println!("configuration ok");
+    ExitCode::SUCCESS
 }
 
 /// Prints the table of a simulation, without a log; every error is one of the arguments.

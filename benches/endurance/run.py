@@ -409,7 +409,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--binary", required=True)
     parser.add_argument("--minutes", type=float, default=360)
-    parser.add_argument("--pace", type=float, default=1, help="how many minutes' requests and troubles fill one")
+    parser.add_argument("--pace", type=float, default=1, help="minutes' load and troubles in one")
     parser.add_argument("--samples", default=os.devnull, help="a file that gets each sample as JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:

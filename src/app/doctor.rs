@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 use rustix::process::{Resource, getrlimit};
 
+use super::files::listener_problems;
 use crate::cli::doctor::DoctorArgs;
 use crate::config::types::{Config, UpstreamConfig};
 use crate::doctor::facts::{RedisFacts, SetupFacts, SightReading, SourceFacts, UpstreamFacts};
@@ -47,7 +48,17 @@ pub async fn run(
     let is_ours = upstreams.iter().any(|upstream| upstream.sight.is_some());
     let balancer = found.as_ref().filter(|_| is_ours).map(|found| found.admin.clone());
     let open_files = getrlimit(Resource::Nofile).current;
-    let facts = SetupFacts { config, upstreams, sources, redis, open_files, balancer, missing_balancer };
+    let unusable_certificates = listener_problems(&config.listen);
+    let facts = SetupFacts {
+        config,
+        upstreams,
+        sources,
+        redis,
+        unusable_certificates,
+        open_files,
+        balancer,
+        missing_balancer,
+    };
     let findings = diagnose(&facts);
     let text = match args.json {
         true => format!("{:#}\n", report::json(&facts, &findings, begun.elapsed())),

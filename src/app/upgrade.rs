@@ -91,7 +91,11 @@ pub(super) struct Predecessor {
 pub(super) async fn take_over(path: &Path) -> Result<(InheritedSockets, Predecessor), String> {
     let shown = path.display();
     let stream = UnixStream::connect(path).await.map_err(|error| {
-        format!("no running process hands its sockets over at {shown}: {error}; start without --upgrade")
+        format!(
+            "no running process hands its sockets over at {shown}: {error}; if one runs, its log says \
+             \"no socket for upgrades\" and why, or its upgrade_socket is another: set one that it can \
+             create, and restart it once; if none runs, start without --upgrade"
+        )
     })?;
     if !wire::same_user(&stream) {
         return Err(format!("the process at {shown} is another user's"));

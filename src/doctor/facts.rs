@@ -14,6 +14,8 @@ pub(crate) struct SetupFacts<'a> {
     pub sources: Vec<SourceFacts>,
     /// `None` without a configured Redis.
     pub redis: Option<RedisFacts>,
+    /// Why the certificates of listeners cannot be used.
+    pub unusable_certificates: Vec<String>,
     /// The largest number of files that this process may open.
     pub open_files: Option<u64>,
     /// The admin address of the running balancer that has upstreams of this configuration; `None` when no

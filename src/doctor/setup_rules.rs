@@ -29,6 +29,10 @@ pub(super) fn add(facts: &SetupFacts<'_>, found: &mut Vec<Finding>) {
             }
         }
     }
+    for problem in &facts.unusable_certificates {
+        let remedy = "correct listen[].tls, or the files; the balancer does not start like this";
+        found.push(Finding::error("certificate_unusable", "the configuration", problem, remedy));
+    }
     for (index, route) in facts.config.routes.iter().enumerate() {
         found.extend(unserved(index, route, &facts.upstreams));
     }

@@ -55,6 +55,7 @@ fn setup(config: &Config, upstreams: Vec<UpstreamFacts>) -> SetupFacts<'_> {
         upstreams,
         sources: Vec::new(),
         redis: None,
+        unusable_certificates: Vec::new(),
         open_files: Some(1 << 20),
         balancer: None,
         missing_balancer: None,

@@ -65,6 +65,16 @@ pub(super) fn files<'a>(configs: impl IntoIterator<Item = &'a UpstreamConfig>) -
     configs.into_iter().filter_map(tls::authorities_file).map(Path::to_path_buf).collect()
 }
 
+/// Returns why the authorities of these upstreams cannot be used. May wait for a disk.
+pub(crate) fn authority_problems(configs: &[UpstreamConfig]) -> Vec<String> {
+    let read = ReadAuthorities::read_blocking(configs);
+    let problem = |config| {
+        let authorities = read.of(config);
+        authorities.and_then(|found| tls::secure(config, &found)).err()
+    };
+    configs.iter().filter_map(problem).collect()
+}
+
 fn unusable(path: &Path, why: &str) -> String {
     format!("tls.ca {}: {why}", path.display())
 }

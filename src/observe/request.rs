@@ -29,6 +29,8 @@ pub struct Done<'a> {
     pub path: &'a str,
     /// `None` when the request names no model or a model that no upstream serves.
     pub model: Option<&'a str>,
+    /// The model's name in the client's request, whether or not an upstream serves it.
+    pub client_model: Option<&'a str>,
     /// The name of the configured route.
     pub route: Option<&'a str>,
     /// The printable name of the session, see `prompt::session`.
@@ -279,7 +281,9 @@ fn write(done: &Done<'_>, level: log::Level) {
         ("sent", done.sent.into()),
         ("error", Value::from_dyn_display(done.error.unwrap_or(nothing))),
     ];
-    let names = [("route", done.route), ("session", done.session)];
+    let client_model = done.client_model.filter(|name| done.model != Some(name));
+    let client_model = client_model.map(|name| cut(name, MAX_SHOWN_BYTES).concat());
+    let names = [("client_model", client_model.as_deref()), ("route", done.route), ("session", done.session)];
     fields.extend(names.iter().filter_map(|(name, value)| Some((*name, (*value)?.into()))));
     fields.extend(done.forecast.map(|forecast| ("forecast_ms", millis(forecast).into())));
     let usage = done.usage.unwrap_or_default();

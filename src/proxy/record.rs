@@ -37,6 +37,7 @@ pub(super) fn write(
         method: head.method.as_str(),
         path: head.uri.path(),
         model,
+        client_model: request.client_model(),
         route: request.route_name(),
         session: request.session_label.as_deref(),
         usage: report.usage,

@@ -36,4 +36,7 @@ def test_one_record_for_each_request(engine, on):
     assert streamed["max_gap_ms"] <= streamed["stream_ms"]
     assert streamed["output_tokens"] == 8
     assert (refused["status"], refused["outcome"]) == (404, "client_error")
+    # The record of a model that no upstream serves named no model at all.
+    assert (refused["model"], refused["client_model"]) == ("", "unknown")
+    assert (streamed["model"], "client_model" in streamed) == ("sim", False)
     assert "output_tokens" not in refused, "what is unknown is left out"

@@ -35,10 +35,16 @@ fn sources_and_the_limit_of_files_give_findings() {
             source("gym b", Ok(0)),
             source("gym c", Err("status 500".into())),
         ],
+        unusable_certificates: vec!["listen: tls of 127.0.0.1:8443: /a.pem: no such file".into()],
         open_files: Some(1024),
         ..setup(&config, vec![sound(0)])
     };
-    let wanted = [("gym c", "source_unreadable"), ("gym b", "source_empty"), ("this machine", "open_files")];
+    let wanted = [
+        ("gym c", "source_unreadable"),
+        ("the configuration", "certificate_unusable"),
+        ("gym b", "source_empty"),
+        ("this machine", "open_files"),
+    ];
     assert_eq!(codes(&diagnose(&facts)), wanted);
 }
 

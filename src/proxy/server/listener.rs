@@ -39,7 +39,7 @@ pub(super) enum AcceptedSocket {
 impl Listener {
     /// Binds, and loads the certificate where there is one.
     pub(crate) async fn bind(listen: &Listen) -> Result<Self, String> {
-        let tls = listen.tls.as_ref().map(ListenerCertificate::new).transpose()?;
+        let tls = Self::read_certificate(listen)?;
         let say = |address: &dyn Display, error: io::Error| match error.kind() {
             io::ErrorKind::AddrInUse => format!(
                 "cannot listen on {address}: {error}: another process has it, perhaps a vLLM; choose another \
@@ -61,9 +61,14 @@ impl Listener {
         }
     }
 
+    fn read_certificate(listen: &Listen) -> Result<Option<Arc<ListenerCertificate>>, String> {
+        let tls = listen.tls.as_ref().map(ListenerCertificate::new).transpose();
+        tls.map_err(|problem| format!("listen: tls of {}: {problem}", listen.address))
+    }
+
     /// Takes over a listening socket that another process has bound to this address.
     pub(crate) fn from_inherited(socket: OwnedFd, listen: &Listen) -> Result<Self, String> {
-        let tls = listen.tls.as_ref().map(ListenerCertificate::new).transpose()?;
+        let tls = Self::read_certificate(listen)?;
         Self::inherit(socket, listen, tls)
             .map_err(|error| format!("cannot go on listening on {}: {error}", listen.address))
     }

@@ -44,6 +44,35 @@ fn a_good_file_is_ok() {
     assert_eq!(run(&["-t", "--demo"], &[]).code, Some(0));
 }
 
+/// A start failed on what the test of the same configuration had passed.
+#[test]
+fn files_that_the_configuration_names_are_read() {
+    let made = || rcgen::generate_simple_self_signed(["lb.test".to_string()]).expect("it is made");
+    let (one, other) = (made(), made());
+    let (certificate, key) = (file(&one.cert.pem()), file(&one.signing_key.serialize_pem()));
+    let foreign = file(&other.signing_key.serialize_pem());
+    let path = |file: &tempfile::NamedTempFile| file.path().display().to_string();
+    let listen = |certificate: &str, key: &str| {
+        let tls = format!("{{certificate: {certificate}, key: {key}}}");
+        format!("listen: [{{address: 127.0.0.1:0, tls: {tls}}}]\nupstreams: [http://a]\n")
+    };
+    let authority = |ca: &str| format!("upstreams: [{{url: https://a, tls: {{ca: {ca}}}}}]\n");
+    let (certificate, key) = (path(&certificate), path(&key));
+    for (text, problem) in [
+        (listen(&certificate, &key), None),
+        (authority(&certificate), None),
+        (listen("/missing.pem", &key), Some("listen: tls of 127.0.0.1:0: /missing.pem: ")),
+        (listen(&certificate, &path(&foreign)), Some("listen: tls of 127.0.0.1:0: ")),
+        (authority("/missing.pem"), Some("tls.ca /missing.pem: ")),
+        (authority(&key), Some("no certificate in the file")),
+    ] {
+        let ran = run(&["-t", "-c", &path(&file(&text))], &[]);
+        let code = if problem.is_some() { 64 } else { 0 };
+        assert_eq!(ran.code, Some(code), "{text}: {}", ran.all);
+        assert!(ran.all.contains(problem.unwrap_or("configuration ok")), "{text}: {}", ran.all);
+    }
+}
+
 #[test]
 fn a_bad_file_shows_every_problem_and_ends_with_64() {
     let ran = run(&["-t", "-c", &in_tree("tests/config/invalid/ranges.yaml")], &[]);

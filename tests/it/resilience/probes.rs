@@ -87,8 +87,7 @@ async fn each_new_error_of_a_probe_is_logged_once_and_is_in_the_reason() {
     let balancer = Balancer::start(config).await;
     let reason_with = async |text: &str| {
         eventually("the reason names the error", async || {
-            let reason =
-                balancer.admin(get("/admin/upstreams")).await.json()[0]["reason"].to_string();
+            let reason = balancer.admin(get("/admin/upstreams")).await.json()[0]["reason"].to_string();
             reason.contains(text).then_some(())
         })
         .await;
