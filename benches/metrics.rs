@@ -40,6 +40,7 @@ fn done<'a>(
         method: "POST",
         path: "/v1/chat/completions",
         model: Some(model),
+        client_model: Some(model),
         route,
         session: None,
         upstream,
@@ -103,7 +104,7 @@ fn observer(upstreams: &[String], models: &[String]) -> Observer {
             observer.upstream_changed(upstream, "unknown", state);
         }
         observer.probed(upstream);
-        observer.probe_failed(upstream, "refused", false, 2);
+        observer.probe_failed(upstream, "refused", false, 2, log::Level::Debug);
         observer.probe_report_applied(upstream);
         observer.stream_broken("id", upstream, "reset");
         observer.upstream_busy(upstream);

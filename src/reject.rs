@@ -202,9 +202,7 @@ impl Reject {
             Reject::TooLarge { limit } => {
                 format!("The request body is larger than the limit of {limit} bytes.").into()
             }
-            Reject::Memory => {
-                "Too many large requests are being read at once. Please try again later.".into()
-            }
+            Reject::Memory => "Too many large bodies are held at once. Please try again later.".into(),
             Reject::Slow => "The request did not arrive in time.".into(),
             Reject::Malformed { why } => format!("The request is malformed: {why}.").into(),
             Reject::Field { message, .. } | Reject::TokenIds { message } => message.clone().into(),

@@ -66,6 +66,7 @@ pub(crate) enum EndReason {
     /// The client sends its body too slowly.
     SlowUpload,
     /// The balancer rejects the rest of the body: it is larger than `peek.max_body`, or names a second model.
+    /// Or `peek.memory` has no room for an answer that is edited as a whole.
     Refused,
 }
 

@@ -19,6 +19,7 @@ use pingora::http::ResponseHeader;
 use tokio::time::{Instant, sleep_until};
 
 use super::client::Client;
+use super::memory::MemoryReservation;
 use super::placement::Placement;
 use super::request::{ClientRequest, RequestScope};
 use super::request_end::RequestEnd;
@@ -58,6 +59,8 @@ pub(super) struct UpstreamAnswer {
     pub error_code: Option<u16>,
     /// The upstream's failure that the answer shows although it is sent to the client.
     pub failure: Option<AttemptFailure>,
+    /// The memory of an answer that is held until it is whole: the beginning, and its edited copy.
+    pub held: MemoryReservation,
 }
 
 /// The end of an attempt without an answer for the client.
@@ -119,7 +122,8 @@ pub(super) async fn attempt(
     if !connection.is_framed_plainly() {
         return Err(AttemptFailure::Reset.into());
     }
-    let mut answer = Box::new(UpstreamAnswer::new(connection, status));
+    let held = scope.shared.memory.reservation();
+    let mut answer = Box::new(UpstreamAnswer::new(connection, status, held));
     judge_head(scope, client, request, placement, answer.head());
     if status == 101 {
         report_accepted(scope, placement, &answer);
@@ -293,29 +297,27 @@ async fn judge_beginning(
                 return Ok(None);
             }
         };
-        let verdict = match received {
-            Err(_) => return Err(AttemptFailure::Reset.into()),
-            Ok(piece) => {
-                let (piece, end) = (piece.unwrap_or_default(), piece.is_none());
-                let verdict = judge.feed(piece, end);
-                // A prelude is not progress: an engine sends it before it reads the prompt.
-                if verdict != AnswerVerdict::Wait {
-                    watch.record_verdict();
-                }
-                answer.beginning.extend_from_slice(piece);
-                answer.over = end;
-                if !piece.is_empty() {
-                    held_until.get_or_insert_with(|| Instant::now() + MAX_HOLD_TIME);
-                }
-                verdict
-            }
-        };
+        let Ok(piece) = received else { return Err(AttemptFailure::Reset.into()) };
+        let (piece, end) = (piece.unwrap_or_default(), piece.is_none());
+        let verdict = judge.feed(piece, end);
+        // A prelude is not progress: an engine sends it before it reads the prompt.
+        if verdict != AnswerVerdict::Wait {
+            watch.record_verdict();
+        }
+        answer.beginning.extend_from_slice(piece);
+        answer.over = end;
+        if !piece.is_empty() {
+            held_until.get_or_insert_with(|| Instant::now() + MAX_HOLD_TIME);
+        }
         let may_overflow =
             may_overflow && !answer.over && answer.beginning.len() <= overflow::MAX_OVERFLOW_ERROR_BYTES;
         let holds = holds
             && verdict == AnswerVerdict::Accept
             && !answer.over
             && answer.beginning.len() <= MAX_WHOLE_ANSWER_BYTES;
+        if holds && answer.held.hold_answer(2 * answer.beginning.len()).is_err() {
+            return Err(RequestEnd::from(Reject::Memory).into());
+        }
         if verdict == AnswerVerdict::Wait || may_overflow || holds {
             continue;
         }
@@ -380,7 +382,7 @@ impl UpstreamAnswer {
         Ok(())
     }
 
-    fn new(connection: UpstreamConnection, status: u16) -> Self {
+    fn new(connection: UpstreamConnection, status: u16, held: MemoryReservation) -> Self {
         UpstreamAnswer {
             connection,
             status,
@@ -388,6 +390,7 @@ impl UpstreamAnswer {
             over: false,
             error_code: None,
             failure: None,
+            held,
         }
     }
 

@@ -1,4 +1,4 @@
-//! Limits the memory of all requests' held bodies (`peek.memory`).
+//! Limits the memory of all requests' held bodies, and of answers that a route holds (`peek.memory`).
 //!
 //! A reservation fails rather than waits: a request that waits for memory may hold some already, and such
 //! waits could deadlock.
@@ -6,7 +6,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use pingora::{Error, ErrorType, Result};
+
 use crate::observe::Observer;
+
+/// The error of an answer for which there is no room.
+pub(super) const NO_ROOM: ErrorType = ErrorType::Custom("no room in peek.memory");
 
 /// Counts the bytes of bodies that are held, and limits them (`peek.memory`).
 pub(super) struct PeekMemory {
@@ -63,6 +68,11 @@ impl MemoryReservation {
         self.memory.observer.body_memory_reserved(more);
         self.bytes += more;
         true
+    }
+
+    /// As `grow_to`, for an answer.
+    pub(super) fn hold_answer(&mut self, bytes: usize) -> Result<()> {
+        if self.grow_to(bytes as u64) { Ok(()) } else { Error::e_explain(NO_ROOM, "for an answer") }
     }
 
     /// Returns the reserved memory.

@@ -21,6 +21,7 @@ use super::attempt::UpstreamAnswer;
 use super::attempt::connection::UpstreamConnection;
 use super::client::Client;
 use super::headers;
+use super::memory::NO_ROOM;
 use super::placement::Placement;
 use super::request::{ClientRequest, RequestScope};
 use super::request_end::RequestEnd;
@@ -73,7 +74,7 @@ pub(super) fn prepare(
     answer: UpstreamAnswer,
     attempts: u32,
 ) -> Result<PreparedAnswer> {
-    let UpstreamAnswer { connection, status, beginning, mut over, error_code, failure } = answer;
+    let UpstreamAnswer { connection, status, beginning, mut over, error_code, failure, held } = answer;
     let mut head = headers::of_answer(connection.head())?;
     let replaced_by = |edits: &RouteEdits| {
         let seed = scope.shared.random.next();
@@ -85,7 +86,7 @@ pub(super) fn prepare(
     let instead = edits.and_then(replaced_by);
     let judged = error_code.unwrap_or(status);
     let (mut first, mut replaced) = (Bytes::new(), false);
-    let mut pipeline = AnswerPipeline::new(scope, request, &mut head)?;
+    let mut pipeline = AnswerPipeline::new(scope, request, &mut head, held)?;
     let mut status = status;
     if let Some((OverflowAnswer { content_type: kind, body }, recorded)) = instead {
         (status, over, replaced, first) = (200, true, true, body.into());
@@ -291,8 +292,9 @@ async fn carry_body(
                 let Ok(piece) = piece else { return Ok(AnswerEnd::Failed(AttemptFailure::Reset, None)) };
                 let (piece, end) = (piece.unwrap_or_default(), piece.is_none());
                 watch.record_next_piece(pipeline.is_stream() && !end);
-                let Ok(edited) = pipeline.pass(scope, request, placement, piece, end) else {
-                    return Ok(AnswerEnd::Failed(AttemptFailure::Reset, None));
+                let edited = match pipeline.pass(scope, request, placement, piece, end) {
+                    Ok(edited) => edited,
+                    Err(error) => return Ok(AnswerEnd::Failed(edit_failure(&error), None)),
                 };
                 if !piece.is_empty() || end {
                     prefill.check(scope, pipeline, placement, watch);
@@ -325,6 +327,11 @@ async fn carry_body(
         connection.pace(request, watch);
     }
     finish(client, pipeline).await
+}
+
+/// The failure of an answer that cannot be edited; a lack of memory is not the upstream's.
+fn edit_failure(error: &Error) -> AttemptFailure {
+    if error.etype == NO_ROOM { AttemptFailure::Ended(EndReason::Refused) } else { AttemptFailure::Reset }
 }
 
 /// Ends the answer for the client, if it is whole.

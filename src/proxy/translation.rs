@@ -10,6 +10,7 @@ use bytes::Bytes;
 use pingora::http::RequestHeader;
 use pingora::{Error, ErrorType, Result};
 
+use super::memory::NO_ROOM;
 use super::random::RandomSource;
 use crate::config::types::UpstreamForm;
 use crate::reject::Reject;
@@ -105,6 +106,7 @@ pub(super) fn refusal_of(error: &Error) -> Option<Reject> {
     let context = error.context.as_ref()?.as_str().to_string();
     match &error.etype {
         etype if *etype == TOO_LARGE => Some(Reject::LargeAnswer { limit: context }),
+        etype if *etype == NO_ROOM => Some(Reject::Memory),
         etype if *etype == NO_INPUT => Some(Reject::ToolInput),
         etype if *etype == NO_TOKENS => Some(Reject::TokenIds { message: context }),
         _ => None,

@@ -112,7 +112,7 @@ impl SettingsTable for Peek {
         ),
         row(
             "memory",
-            "Memory for the held bodies of all requests together.",
+            "Memory for the held bodies of all requests together, and for answers that a route holds whole.",
             &value(|peek: &mut Self| &mut peek.memory, size(KIB, TIB)),
         ),
     ];

@@ -106,7 +106,7 @@ impl RequestMetrics {
             in_flight: make.gauge("vllm_lb_in_flight", "requests of clients that have not ended"),
             peeked_bytes: make.gauge(
                 "vllm_lb_peeked_bytes",
-                "memory that is reserved for bodies of requests; `peek.memory` limits it",
+                "memory that is reserved for bodies and for held answers; `peek.memory` limits it",
             ),
         }
     }

@@ -12,6 +12,7 @@ use pingora::Result;
 use pingora::http::ResponseHeader;
 
 use crate::proxy::headers;
+use crate::proxy::memory::MemoryReservation;
 use crate::proxy::placement::Placement;
 use crate::proxy::request::{ClientRequest, RequestScope};
 use crate::reply::ending::{ErrorEventForm, StreamTail};
@@ -22,6 +23,9 @@ use crate::reply::usage::{CachedTokensField, StreamError, Usage, UsageMeter};
 /// The events at the beginning of a Responses stream that announce the response without any content.
 const ANNOUNCING_EVENTS: u64 = 2;
 
+/// What edits may hold of an answer without a reservation: about one piece.
+const MAX_UNCOUNTED_BYTES: usize = 64 << 10;
+
 /// The steps of one answer.
 pub(super) struct AnswerPipeline {
     meter: Option<Box<UsageMeter>>,
@@ -29,6 +33,13 @@ pub(super) struct AnswerPipeline {
     tail: Option<StreamTail>,
     /// Events of a Responses stream, whose first two come before the prompt is read.
     announced: Option<Box<EventTracker>>,
+    held: HeldAnswer,
+}
+
+/// The memory of what the edits hold back, and of what they have made of it.
+struct HeldAnswer {
+    reservation: MemoryReservation,
+    bytes: usize,
 }
 
 // === impl AnswerPipeline ===
@@ -39,6 +50,7 @@ impl AnswerPipeline {
         scope: &RequestScope<'_>,
         request: &mut ClientRequest,
         head: &mut ResponseHeader,
+        held: MemoryReservation,
     ) -> Result<Self> {
         let status = head.status.as_u16();
         let kind = headers::readable_type(head);
@@ -69,7 +81,7 @@ impl AnswerPipeline {
         if let Some(edits) = &mut request.edits {
             edits.begin(head, &scope.shared.random)?;
         }
-        Ok(AnswerPipeline { meter, tail, announced })
+        Ok(AnswerPipeline { meter, tail, announced, held: HeldAnswer { reservation: held, bytes: 0 } })
     }
 
     /// Passes the next piece through the steps; `None`: the piece is unchanged. `end`: it is the last.
@@ -94,6 +106,9 @@ impl AnswerPipeline {
             }
         }
         let edited = edit(request, piece, end)?;
+        if let Some(edited) = &edited {
+            self.held.record(piece.len(), edited.len())?;
+        }
         let passed = edited.as_deref().unwrap_or(piece);
         if let Some(tail) = &mut self.tail {
             tail.feed(passed);
@@ -134,6 +149,16 @@ impl AnswerPipeline {
     /// The field in which the answer reports cached tokens, or would.
     pub(super) fn cached_tokens_field(&self) -> Option<CachedTokensField> {
         self.meter.as_ref()?.cached_tokens_field()
+    }
+}
+
+// === impl HeldAnswer ===
+
+impl HeldAnswer {
+    /// Records that the edits took this much of the answer, and made this much of what they held.
+    fn record(&mut self, taken: usize, made: usize) -> Result<()> {
+        self.bytes = if made == 0 { self.bytes + taken } else { made.max(taken) };
+        if self.bytes <= MAX_UNCOUNTED_BYTES { Ok(()) } else { self.reservation.hold_answer(self.bytes) }
     }
 }
 

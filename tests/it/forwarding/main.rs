@@ -10,6 +10,7 @@ mod common;
 mod differential;
 mod edit_memory;
 mod exposure;
+mod held_answers;
 mod hygiene;
 mod listeners;
 mod nginx;
