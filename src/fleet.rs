@@ -27,7 +27,7 @@ mod probe_duty;
 mod prober;
 mod query;
 pub(crate) mod queue;
-mod regular_file;
+pub(crate) mod regular_file;
 mod shared_probes;
 pub mod sight;
 pub(crate) mod snapshot;

@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 /// Opens a regular file.
-pub(super) fn open_regular(path: &Path) -> io::Result<File> {
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     let check = |found: Metadata| match found.is_file() {
         true => Ok(()),
         false => Err(io::Error::other("it is no file")),

@@ -14,6 +14,7 @@ use rustls::sign::CertifiedKey;
 use tokio_rustls::TlsAcceptor;
 
 use crate::config::types::ListenTls;
+use crate::fleet::regular_file::open_regular;
 
 /// The certificate and the TLS acceptor of a listener.
 pub(crate) struct ListenerCertificate {
@@ -69,13 +70,15 @@ impl ListenerCertificate {
 
 fn read(files: &ListenTls, provider: &CryptoProvider) -> Result<CertificatePair, String> {
     let describe = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let chain = CertificateDer::pem_file_iter(&files.certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let open = |path: &Path| open_regular(path).map_err(|error| describe(path, &error));
+    let chain = CertificateDer::pem_reader_iter(open(&files.certificate)?)
+        .collect::<Result<Vec<_>, _>>()
         .map_err(|error| describe(&files.certificate, &error))?;
     if chain.is_empty() {
         return Err(describe(&files.certificate, &"no certificate in the file"));
     }
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| describe(&files.key, &error))?;
+    let key =
+        PrivateKeyDer::from_pem_reader(open(&files.key)?).map_err(|error| describe(&files.key, &error))?;
     let pair = CertifiedKey::from_der(chain, key, provider);
     pair.map(Arc::new).map_err(|error| describe(&files.certificate, &error))
 }

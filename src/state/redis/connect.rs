@@ -6,6 +6,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -18,6 +19,7 @@ use redis::{
 };
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
 use super::failure::RedisFailure;
@@ -30,6 +32,14 @@ pub(super) const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time limit of connecting as a whole: a Sentinel or a seed of a cluster may be a host that is off and
 /// takes one `COMMAND_TIMEOUT` before the next is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// The time limit for reading the files of certificates.
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The most reads at a time. A read of a disk that hangs cannot be ended, and keeps its thread.
+const MAX_READS: usize = 4;
+
+static READS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(MAX_READS)));
 
 /// The number of retries after a redirection in a cluster; after them the connection is opened again.
 const CLUSTER_RETRIES: u32 = 1;
@@ -48,13 +58,8 @@ impl RedisLink {
         options: &RedisOptions,
         longest: Duration,
     ) -> Result<Self, RedisFailure> {
-        let tls = options.tls.clone();
         let is_own = url.tls && matches!(url.form, RedisTopology::Single);
-        let read = tokio::task::spawn_blocking(move || {
-            let connector = is_own.then(|| tls::connector(&tls)).transpose()?;
-            Ok((certificates(&tls)?, connector))
-        });
-        let read = read.await.unwrap_or_else(|error| Err(error.to_string()));
+        let read = read_files(options.tls.clone(), is_own, READ_TIMEOUT).await;
         let (certificates, connector) = read.map_err(RedisFailure::certificates)?;
         let access = RedisAccess { url, sentinel: &options.sentinel, certificates, connector };
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, access.connect(longest)).await;
@@ -91,6 +96,26 @@ struct RedisAccess<'a> {
     certificates: TlsCertificates,
     /// The TLS of a single Redis.
     connector: Option<TlsConnector>,
+}
+
+/// Reads the files within `limit`; `is_own`: the balancer makes the TLS connection itself.
+async fn read_files(
+    tls: RedisTls,
+    is_own: bool,
+    limit: Duration,
+) -> Result<(TlsCertificates, Option<TlsConnector>), String> {
+    let read = async {
+        let turn = READS.clone().acquire_owned().await;
+        let read = tokio::task::spawn_blocking(move || {
+            // Held as long as the thread, not as the task that waits for it.
+            let _turn = turn;
+            let connector = is_own.then(|| tls::connector(&tls)).transpose()?;
+            Ok((certificates(&tls)?, connector))
+        });
+        read.await.unwrap_or_else(|error| Err(error.to_string()))
+    };
+    let late = |_| Err(format!("they could not be read within {limit:?}; check their disk"));
+    tokio::time::timeout(limit, read).await.unwrap_or_else(late)
 }
 
 /// Reads the files of the certificates; each connection reads them again, since certificates expire.
@@ -224,5 +249,31 @@ impl RedisAccess<'_> {
             settings = settings.set_password(password.expose());
         }
         settings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reconnecting waited for such a file for ever.
+    #[tokio::test]
+    async fn a_read_that_hangs_is_left_behind_and_repeated_a_few_times_only() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let pipe = folder.path().join("ca.pem");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR)
+            .expect("a pipe");
+        let tls = RedisTls { ca: Some(pipe.clone()), ..RedisTls::default() };
+        for _ in 0..2 * MAX_READS {
+            let read = read_files(tls.clone(), false, Duration::from_millis(20)).await;
+            let error = read.err().expect("no process writes to the pipe");
+            assert!(error.ends_with("check their disk"), "{error}");
+        }
+        assert_eq!(READS.available_permits(), 0);
+        // Their threads end with a writer. For both ends, the pipe opens at once.
+        while READS.available_permits() < MAX_READS {
+            drop(std::fs::File::options().read(true).write(true).open(&pipe).expect("it is there"));
+            tokio::task::yield_now().await;
+        }
     }
 }

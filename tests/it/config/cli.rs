@@ -63,6 +63,7 @@ fn files_that_the_configuration_names_are_read() {
         (authority(&certificate), None),
         (listen("/missing.pem", &key), Some("listen: tls of 127.0.0.1:0: /missing.pem: ")),
         (listen(&certificate, &path(&foreign)), Some("listen: tls of 127.0.0.1:0: ")),
+        (listen(&certificate, "/dev/null"), Some("/dev/null: it is no file")),
         (authority("/missing.pem"), Some("tls.ca /missing.pem: ")),
         (authority(&key), Some("no certificate in the file")),
     ] {
