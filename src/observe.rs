@@ -138,7 +138,8 @@ impl Observer {
     /// Records a reload that was applied.
     pub fn reloaded(&self, changed: &[String], restart: &[String], warnings: &[String]) {
         self.metrics().reloads.with_label_values(&["ok"]).inc();
-        info!(changed = changed.join(", "); "reloaded");
+        let changed = if changed.is_empty() { "nothing".into() } else { changed.join(", ") };
+        info!(changed = changed; "reloaded");
         if !restart.is_empty() {
             warn!(keys = restart.join(", "); "these changes need a restart");
         }

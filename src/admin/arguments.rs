@@ -22,8 +22,11 @@ pub(super) fn check_parameters(request: &Request<Bytes>, known: &[&str]) -> Resu
     let mut names = pairs.map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name));
     names.find(|name| !known.contains(name)).map_or(Ok(()), |name| {
         let name = cut(name, MAX_SHOWN_BYTES).concat();
-        let known = known.join(", ");
-        Err(AdminReject::problem(format!("{name:?} is not a parameter of this call: known are {known}")))
+        let known = match known {
+            [] => "it has none".into(),
+            known => format!("known are {}", known.join(", ")),
+        };
+        Err(AdminReject::problem(format!("{name:?} is not a parameter of this call: {known}")))
     })
 }
 

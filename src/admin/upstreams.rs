@@ -109,6 +109,7 @@ fn read(body: &[u8]) -> Result<UpstreamConfig, AdminReject> {
 }
 
 async fn alter(editor: &FleetEditor<'_>, name: &str, request: &Request<Bytes>) -> AdminResult {
+    check_parameters(request, &[])?;
     let body: Result<Map<String, Value>, _> = serde_json::from_slice(request.body());
     let body =
         body.map_err(|error| AdminReject::problem(format!("the body must be a JSON object: {error}")))?;

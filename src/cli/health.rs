@@ -24,8 +24,8 @@ arguments are wrong.";
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct HealthArgs {
-    /// What to ask: http://host:port/path, unix:/path of a socket, or local: the balancer at VLLM_LB_ADMIN,
-    /// or at http://127.0.0.1:9090; /ready where no path is named
+    /// What to ask: host:port, http://host:port/path, unix:/path of a socket, or local: the balancer at
+    /// VLLM_LB_ADMIN, or at http://127.0.0.1:9090; /ready where no path is named
     #[arg(
         value_name = "URL",
         default_value = traces::LOCAL,
@@ -57,6 +57,9 @@ mod tests {
         let default = health("").expect("no argument is needed");
         assert_eq!(default.url.display(), "http://127.0.0.1:9090");
         assert_eq!(default.timeout, Duration::from_secs(3));
+        for address in ["10.0.0.7:9091", "http://10.0.0.7:9091"] {
+            assert_eq!(health(address).expect("an address will do").url.display(), "http://10.0.0.7:9091");
+        }
         let live = health("http://[::1]:9090/live --timeout 500ms").expect("fine");
         assert_eq!((live.url.prefix.as_str(), live.timeout), ("/live", Duration::from_millis(500)));
         let unix = health("unix:/run/admin.sock").expect("fine");

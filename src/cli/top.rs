@@ -23,8 +23,8 @@ Exit codes: 0 after q, 64 when the arguments are wrong, 1 when something fails."
 #[derive(Clone, Debug, Args)]
 #[command(after_help = TOP)]
 pub struct TopArgs {
-    /// Admin listener of the balancer: http://host:port, unix:/path, or local: at VLLM_LB_ADMIN, or
-    /// http://127.0.0.1:9090
+    /// Admin listener of the balancer: host:port, http://host:port, unix:/path, or local: at VLLM_LB_ADMIN,
+    /// or http://127.0.0.1:9090
     #[arg(
         value_name = "ADMIN_URL",
         default_value = traces::LOCAL,

@@ -77,7 +77,9 @@ pub(super) fn admin(text: &str) -> Result<UpstreamUrl, String> {
     if text == LOCAL {
         return local_admin(environment("VLLM_LB_ADMIN").filter(|address| !address.is_empty()));
     }
-    let url = url::upstream(text)?;
+    let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+    let is_address = !text.contains("://") && matches!(port, Some(Ok(_)));
+    let url = if is_address { url::upstream(&format!("http://{text}"))? } else { url::upstream(text)? };
     if url.https { Err("the admin listener speaks http: write http://host:port".into()) } else { Ok(url) }
 }
 

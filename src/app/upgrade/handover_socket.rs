@@ -70,7 +70,9 @@ impl HandoverSocket {
             };
             let handed = timeout(SUCCESSOR_START_TIMEOUT, self.hand(&mut stream, fleet, &state)).await;
             let why = match handed {
-                Ok(Ok(pid)) => return Successor { stream, pid },
+                Ok(Ok(Some(pid))) => return Successor { stream, pid },
+                // Another balancer with the same path has looked whether a process listens.
+                Ok(Ok(None)) => continue,
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "it took too long".into(),
             };
@@ -82,21 +84,23 @@ impl HandoverSocket {
         }
     }
 
-    /// Hands over the sockets and waits for `Go`. Returns the process id of the successor.
+    /// Hands over the sockets and waits for `Go`. Returns the process id of the successor; `None` where the
+    /// other process only connected.
     async fn hand(
         &self,
         stream: &mut UnixStream,
         fleet: &Fleet,
         state: &impl Fn() -> StateSource,
-    ) -> io::Result<u32> {
+    ) -> io::Result<Option<u32>> {
         if !wire::same_user(stream) {
             return Err(io::Error::other("it is another user's"));
         }
         let hello = timeout(FIRST_MESSAGE_TIMEOUT, wire::receive(stream)).await;
-        let HandoverMessage::Take { version, pid, state: takes_state } =
-            hello.map_err(|_| io::ErrorKind::TimedOut)??
-        else {
-            return Err(io::Error::other("it does not ask for sockets"));
+        let (version, pid, takes_state) = match hello.map_err(|_| io::ErrorKind::TimedOut)? {
+            Ok(HandoverMessage::Take { version, pid, state }) => (version, pid, state),
+            Ok(_) => return Err(io::Error::other("it does not ask for sockets")),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(error),
         };
         process::upgrade_requested(pid, &version, self.sockets.len());
         let own =
@@ -121,7 +125,7 @@ impl HandoverSocket {
             wire::send_socket(stream, connection.as_fd()).await?;
         }
         match wire::receive(stream).await {
-            Ok(HandoverMessage::Go) => Ok(pid),
+            Ok(HandoverMessage::Go) => Ok(Some(pid)),
             Ok(_) => Err(io::Error::other("it said something else than that it serves")),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(io::Error::other("it ended before it served"))
@@ -170,7 +174,9 @@ fn file(path: &Path) -> Option<FileIdentity> {
 /// a crashed process; a socket with a listener stays.
 fn bind(path: &Path) -> io::Result<net::UnixListener> {
     if net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::other("another process has it"));
+        return Err(io::Error::other(
+            "another process has it: give each balancer an upgrade_socket of its own",
+        ));
     }
     if fs::symlink_metadata(path).is_ok_and(|found| !is_socket(&found)) {
         return Err(io::Error::other("a file that is no socket stands there"));

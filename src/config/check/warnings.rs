@@ -1,5 +1,7 @@
 //! Warnings: what is valid and most likely a mistake.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 
 use crate::config::problem::{ConfigPlace, ConfigProblem, seen};
@@ -17,6 +19,7 @@ pub fn warnings(config: &Config) -> Vec<ConfigProblem> {
     }
     found.extend(open_admin(config));
     found.extend(own_listeners(config));
+    found.extend(doubles(config));
     for (index, route) in config.routes.iter().enumerate() {
         let place = ConfigPlace::named(&format!("routes[{index}]"));
         if let Some(to) = route.to.as_ref().filter(|to| !may_be_served(config, route, to)) {
@@ -66,6 +69,30 @@ fn own_listeners(config: &Config) -> Vec<ConfigProblem> {
             let place = ConfigPlace::named(&format!("upstreams[{index}]")).key("url", None);
             let text = format!("{} is a listener of this balancer, and no vLLM", upstream.url.display());
             found.push(ConfigProblem::new(&place, text));
+        }
+    }
+    found
+}
+
+/// Reports a server that several upstreams name: each believes in a cache and a backlog of its own.
+fn doubles(config: &Config) -> Vec<ConfigProblem> {
+    let mut first_by_url = HashMap::new();
+    let mut found = Vec::new();
+    for (index, upstream) in config.upstreams.iter().enumerate() {
+        let url = upstream.url.display();
+        match first_by_url.entry(url) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(index);
+            }
+            Entry::Occupied(first) => {
+                let place = ConfigPlace::named(&format!("upstreams[{index}]")).key("url", None);
+                let text = format!(
+                    "{} is that of upstreams[{}] too: one server counts twice",
+                    first.key(),
+                    first.get()
+                );
+                found.push(ConfigProblem::new(&place, text));
+            }
         }
     }
     found

@@ -45,6 +45,14 @@ impl Listener {
                 "cannot listen on {address}: {error}: another process has it, perhaps a vLLM; choose another \
                  address by listen (--listen) or admin.address (--admin)"
             ),
+            io::ErrorKind::PermissionDenied => format!(
+                "cannot listen on {address}: {error}: ports below 1024 need CAP_NET_BIND_SERVICE; give it, \
+                 or choose a port above by listen (--listen)"
+            ),
+            io::ErrorKind::AddrNotAvailable => format!(
+                "cannot listen on {address}: {error}: this machine does not have the address; 0.0.0.0 or \
+                 [::] stand for all that it has"
+            ),
             _ => format!("cannot listen on {address}: {error}"),
         };
         match &listen.address {

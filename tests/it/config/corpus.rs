@@ -369,6 +369,7 @@ fn suspicious_values_are_warnings() {
 
 #[test]
 fn an_admin_listener_that_is_open_to_all_and_an_upstream_that_is_a_listener_are_warnings() {
+    const DOUBLE: &str = "upstreams[1].url: http://b:80 is that of upstreams[0] too: one server counts twice";
     let table = [
         ("admin: {address: '127.0.0.1:9090'}", "http://a", vec![]),
         ("admin: {address: 'localhost:9090'}", "http://a", vec![]),
@@ -394,6 +395,8 @@ fn an_admin_listener_that_is_open_to_all_and_an_upstream_that_is_a_listener_are_
             "http://127.0.0.1:9090",
             vec!["upstreams[0].url: http://127.0.0.1:9090 is a listener of this balancer, and no vLLM"],
         ),
+        // The two of one server each believed in its whole cache.
+        ("", "http://b', {url: 'http://b', name: two}, 'http://a", vec![DOUBLE]),
     ];
     for (keys, upstream, wanted) in table {
         let text = format!("upstreams: ['{upstream}']\n{keys}\n");

@@ -272,6 +272,9 @@ async fn an_invalid_peer_on_the_upgrade_socket_changes_nothing() {
     let _next = setup.upgrade().await;
     running.signal(Signal::QUIT);
     assert_eq!(running.ended().await, Some(0));
+    // Another balancer with the same path looks whether a process listens, and is no failed upgrade.
+    let failed = running.records().iter().filter(|record| record["message"] == FAILED).count();
+    assert_eq!(failed, 1, "{:?}", running.records());
 }
 
 /// The sockets go to the listeners that have their addresses; the others are closed, files and all.
