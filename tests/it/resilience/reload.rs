@@ -271,9 +271,8 @@ async fn sighup_reads_the_file_again() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vllm-lb"));
     let process = Process(command.arg("-qq").arg("-c").arg(&file).spawn().expect("it starts"));
     let count = async || {
-        if !folder.path().join("admin").exists() {
-            return None;
-        }
+        // Its file is there a moment before it takes connections.
+        tokio::net::UnixStream::connect(folder.path().join("admin")).await.ok()?;
         let list = Wire::connect(&socket("admin")).await.ask(get("/admin/upstreams")).await.expect(200);
         list.json().as_array().map(Vec::len)
     };
