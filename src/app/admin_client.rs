@@ -88,10 +88,13 @@ impl<'a> AdminClient<'a> {
         // The status is reported in any case, also when the text of the refusal does not come.
         let body = self.read(answer, MAX_REFUSAL_BYTES).await.unwrap_or_default();
         let text = printable(String::from_utf8_lossy(&body).trim());
-        let hint = if status == 401 {
-            format!(": give its token by --token or {ADMIN_TOKEN}")
-        } else {
-            String::new()
+        let hint = match status.as_u16() {
+            401 => format!(": give its token by --token or {ADMIN_TOKEN}"),
+            // The listener for clients, or a vLLM.
+            404 if path.starts_with("/admin/") || path == "/ready" => {
+                ": this is no admin listener; name the address of admin.address".into()
+            }
+            _ => String::new(),
         };
         Err(self.failed(format!("{status}{hint}: {text}")))
     }

@@ -29,8 +29,8 @@ impl Observer {
     }
 
     /// Records a change of an upstream's settings.
-    pub fn upstream_altered(&self, upstream: &str) {
-        info!(upstream = upstream; "upstream altered");
+    pub fn upstream_altered(&self, upstream: &str, changed: &[&str]) {
+        info!(upstream = upstream, changed = changed.join(", "); "upstream altered");
     }
 
     /// Records that an upstream takes no more requests and is removed after its last request in flight.

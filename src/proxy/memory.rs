@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use pingora::{Error, ErrorType, Result};
 
 use crate::observe::Observer;
+use crate::reject::Reject;
 
 /// The error of an answer for which there is no room.
 pub(super) const NO_ROOM: ErrorType = ErrorType::Custom("no room in peek.memory");
@@ -70,6 +71,21 @@ impl MemoryReservation {
         true
     }
 
+    /// As `grow_to`, for the edit of a body that is held. One that would not fit without any other request is
+    /// too large for the edit.
+    pub(super) fn reserve_edit(&mut self, needed: u64, body: usize) -> Result<(), Reject> {
+        if self.grow_to(needed) {
+            return Ok(());
+        }
+        let most = u128::from(self.memory.most.load(Relaxed));
+        let (body, together) = (body as u128, u128::from(needed) + body as u128);
+        if together <= most {
+            return Err(Reject::Memory);
+        }
+        // The edits' need is proportional to the body.
+        Err(Reject::TooLarge { limit: u64::try_from(body * most / together).unwrap_or(u64::MAX) })
+    }
+
     /// As `grow_to`, for an answer.
     pub(super) fn hold_answer(&mut self, bytes: usize) -> Result<()> {
         if self.grow_to(bytes as u64) { Ok(()) } else { Error::e_explain(NO_ROOM, "for an answer") }
@@ -94,6 +110,19 @@ impl Drop for MemoryReservation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Such a body was refused with 503 and `retry-after`, for ever.
+    #[test]
+    fn an_edit_that_never_fits_is_too_large() {
+        let memory = PeekMemory::new(1000, Observer::default());
+        let mut other = memory.reservation();
+        assert!(other.grow_to(500));
+        let refusal = |needed, body| memory.reservation().reserve_edit(needed, body).err();
+        assert!(refusal(500, 10).is_none());
+        assert!(matches!(refusal(900, 100), Some(Reject::Memory)), "it fits once the other has gone");
+        assert!(matches!(refusal(1900, 100), Some(Reject::TooLarge { limit: 50 })));
+        assert!(matches!(refusal(u64::MAX, 100), Some(Reject::TooLarge { limit: 0 })));
+    }
 
     #[test]
     fn stays_within_the_limit_and_returns_everything() {

@@ -39,6 +39,21 @@ impl UpstreamConfig {
         weight.clamp(MIN_WEIGHT, MAX_WEIGHT)
     }
 
+    /// Returns the keys whose values differ. The values themselves may be secret.
+    pub fn changed_keys(&self, other: &Self) -> Vec<&'static str> {
+        let keys = [
+            ("url", self.url != other.url),
+            ("host", self.host != other.host),
+            ("models", self.models != other.models),
+            ("weight", self.weight != other.weight),
+            ("api_key", (&self.api_key, &self.api_key_env) != (&other.api_key, &other.api_key_env)),
+            ("max_active", self.max_active != other.max_active),
+            ("tls", self.tls != other.tls),
+            ("source", self.discovered != other.discovered),
+        ];
+        keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+    }
+
     /// An upstream with every option at its default, named after its host and port.
     pub fn new(url: UpstreamUrl) -> Self {
         UpstreamConfig {
@@ -53,5 +68,21 @@ impl UpstreamConfig {
             tls: UpstreamTls::default(),
             discovered: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::url;
+
+    #[test]
+    fn names_the_keys_that_differ() {
+        let one = UpstreamConfig::new(url::upstream("http://a:1").expect("is a URL"));
+        let key = UpstreamConfig { api_key_env: Some("KEY".into()), ..one.clone() };
+        let other = UpstreamConfig { weight: 2.0, max_active: Some(3), ..one.clone() };
+        assert_eq!(one.changed_keys(&other), ["weight", "max_active"]);
+        assert_eq!(key.changed_keys(&other), ["weight", "api_key", "max_active"]);
+        assert!(one.changed_keys(&one).is_empty());
     }
 }

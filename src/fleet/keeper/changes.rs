@@ -117,8 +117,9 @@ impl Keeper {
                 }
             }
             PreparedChange::Renew { upstream, stays } => {
-                self.fleet.observer.upstream_altered(upstream.name());
                 if let Some(record) = self.records.find(upstream.id) {
+                    let changed = record.upstream().config.changed_keys(&upstream.config);
+                    self.fleet.observer.upstream_altered(upstream.name(), &changed);
                     record.renew(upstream);
                     record.entry.removing &= !stays;
                 }

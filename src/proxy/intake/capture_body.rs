@@ -50,9 +50,7 @@ impl PeekReader {
         let FactsReader::Json(scanner, api) = &self.facts else { return Ok(()) };
         let body = self.body.replay();
         let mut working = self.body.reservation_beside();
-        if !working.grow_to(memory_needed(body.len(), settings.written_bytes())) {
-            return Err(Reject::Memory.into());
-        }
+        working.reserve_edit(memory_needed(body.len(), settings.written_bytes()), body.len())?;
         let edited = if body.len() > MAX_WORKER_BYTES {
             let (settings, body) = (settings.clone(), body.clone());
             let edit = move || session_edit(&body, &settings.sampling_params, settings.model.as_deref());

@@ -336,9 +336,7 @@ impl PeekReader {
         }
         let (body, edit) = (self.body.replay(), edits.edit(self.facts.scanner()));
         let mut working = self.body.reservation_beside();
-        if !working.grow_to(edit.memory_needed(body.len())) {
-            return Err(Reject::Memory.into());
-        }
+        working.reserve_edit(edit.memory_needed(body.len()), body.len())?;
         let edited = if edit.leaves_worker(body.len()) {
             // The edit continues when its client disconnects, and holds its memory until it ends.
             let edited = spawn_blocking(move || (edit.run(&body), working)).await;
