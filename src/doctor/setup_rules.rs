@@ -49,7 +49,9 @@ fn no_balancer(missing: &MissingBalancer) -> Finding {
         QuestionFailure::Unreached(_) => {
             "start the balancer, or correct --admin: the address is admin.address of the running balancer"
         }
-        QuestionFailure::Status(401 | 403, _) => "set admin.token to that of the running balancer",
+        QuestionFailure::Status(401 | 403, _) => {
+            "set VLLM_LB_ADMIN_TOKEN or admin.token to that of the running balancer"
+        }
         QuestionFailure::Silent(_) => {
             "see the log of the balancer, and what is in between; --timeout waits longer"
         }

@@ -106,7 +106,7 @@ fn an_admin_address_without_a_balancer_gives_a_finding() {
     let config = config("");
     for (failure, seen, remedy) in [
         (QuestionFailure::Unreached("cannot connect".into()), "cannot connect", "start the balancer"),
-        (QuestionFailure::Status(401, "why".into()), "status 401", "set admin.token"),
+        (QuestionFailure::Status(401, "why".into()), "status 401", "set VLLM_LB_ADMIN_TOKEN or admin.token"),
         (QuestionFailure::Silent("no answer".into()), "no answer", "see the log of the balancer"),
         (QuestionFailure::Status(404, "why".into()), "status 404", "correct --admin"),
         (QuestionFailure::Garbled("no list".into()), "no list", "correct --admin"),
