@@ -158,7 +158,12 @@ impl HeldAnswer {
     /// Records that the edits took this much of the answer, and made this much of what they held.
     fn record(&mut self, taken: usize, made: usize) -> Result<()> {
         self.bytes = if made == 0 { self.bytes + taken } else { made.max(taken) };
-        if self.bytes <= MAX_UNCOUNTED_BYTES { Ok(()) } else { self.reservation.hold_answer(self.bytes) }
+        if self.bytes > MAX_UNCOUNTED_BYTES {
+            return self.reservation.hold_answer(self.bytes);
+        }
+        // A long event of a stream has been written.
+        self.reservation.release();
+        Ok(())
     }
 }
 
@@ -178,4 +183,30 @@ fn edit(request: &mut ClientRequest, piece: &[u8], end: bool) -> Result<Option<B
         capture.conclude();
     }
     Ok(edited.or(taken).or(cleaned).or(chat))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::Observer;
+    use crate::proxy::memory::PeekMemory;
+
+    #[test]
+    fn counts_what_edits_hold_until_it_is_written() {
+        let reservation = PeekMemory::new(1 << 20, Observer::default()).reservation();
+        let mut held = HeldAnswer { reservation, bytes: 0 };
+        let step = 40 << 10;
+        for (taken, made, counted) in [
+            (step, 0, 0),
+            (step, 0, 2 * step),
+            (step, 0, 3 * step),
+            (10, 3 * step + 10, 3 * step + 10),
+            (step, step, 0),
+            (10, 9, 0),
+        ] {
+            held.record(taken, made).expect("there is room");
+            assert_eq!(held.reservation.bytes(), counted as u64, "{taken} {made}");
+        }
+        assert!(held.record(2 << 20, 0).is_err());
+    }
 }
