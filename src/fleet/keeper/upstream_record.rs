@@ -119,7 +119,7 @@ impl UpstreamRecord {
             && self.logged_errors.len() < MAX_LOGGED_ERRORS
             && !self.logged_errors.iter().any(|logged| **logged == *why);
         // After this many an upstream that has worked is down, which is logged.
-        let is_missed = in_a_row == rules.health.fall && self.entry.status.missing;
+        let is_missed = in_a_row == rules.health.fall && self.machine.status(rules).missing;
         let level = match () {
             () if is_missed || is_new && failure.is_answer() => Level::Warn,
             () if is_new => Level::Info,

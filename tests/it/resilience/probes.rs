@@ -81,9 +81,19 @@ async fn answer_all(listener: TcpListener, status: &str) {
 /// The first error alone was logged, at a level that `-q` hides, and the reason of the state named none.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_new_error_of_a_probe_is_logged_once_and_is_in_the_reason() {
+    new_errors(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_failed_probe_that_counts_is_a_warning() {
+    new_errors(1).await;
+}
+
+async fn new_errors(fall: u32) {
     let address = reserved_address();
     let mut config = config(vec![upstream(&format!("http://{address}"))]);
     config.health.interval = Duration::from_millis(50);
+    config.health.fall = fall;
     let balancer = Balancer::start(config).await;
     let reason_with = async |text: &str| {
         eventually("the reason names the error", async || {
