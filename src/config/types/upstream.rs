@@ -39,7 +39,7 @@ impl UpstreamConfig {
         weight.clamp(MIN_WEIGHT, MAX_WEIGHT)
     }
 
-    /// Returns the keys whose values differ. The values themselves may be secret.
+    /// Returns the keys with different values. The values themselves may be secret.
     pub fn changed_keys(&self, other: &Self) -> Vec<&'static str> {
         let keys = [
             ("url", self.url != other.url),

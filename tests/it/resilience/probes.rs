@@ -108,7 +108,7 @@ async fn new_errors(fall: u32) {
     };
     eventually("a warning", async || (warned("upstream does not answer") == 1).then_some(())).await;
     for status in ["401 Unauthorized", "500 Internal Server Error"] {
-        let listener = TcpListener::bind(&address).await.unwrap();
+        let listener = TcpListener::bind(&address).await.expect("the port is reserved");
         let server = tokio::spawn(answer_all(listener, status));
         let code = format!("status {}", &status[..3]);
         reason_with(&code).await;

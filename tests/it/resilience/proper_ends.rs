@@ -1,4 +1,4 @@
-//! Answers whose framing ends properly although they are not whole.
+//! Answers that are not whole although their framing ends properly.
 
 use crate::common::body::stream;
 use crate::common::staged::Staged;
