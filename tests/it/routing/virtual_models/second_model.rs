@@ -1,6 +1,7 @@
 //! Bodies that name their model twice: engines take the last, and no route is walked around with it.
 
 use super::*;
+use crate::common::eventually;
 use crate::common::raw::Raw;
 
 /// What is written behind the peeked part of a body, and in front of a second model.
@@ -120,7 +121,8 @@ async fn a_second_model_is_refused_while_its_request_waits() {
     let balancer = Balancer::ready(config).await;
     let mut running = balancer.client().await;
     running.send(post(CHAT, crate::common::body::stream("sim", 1000))).await;
-    balancer.until_active(1).await;
+    // It is active a moment before the engine has it.
+    eventually("the engine has it", async || (engines[0].requests().len() == 1).then_some(())).await;
     let mut waiting = balancer.client().await;
     waiting.send(post(CHAT, twice("sim", PADDING, "model"))).await;
     assert_refused(waiting.answer().await);
